@@ -1,0 +1,30 @@
+//! What host and guest say to each other, and how it is framed.
+//!
+//! A guest has one control stream to its host, opened by the agent on vsock port
+//! [`port::CONTROL`]; frames on it carry [`HostMessage`] and [`GuestMessage`] as JSON. Request
+//! bytes never travel here: each forwarded connection is its own vsock stream to
+//! [`port::STREAM`], raw from the first byte.
+//!
+//! A worker may outlive the binary that started it, so both sides must accept a peer of another
+//! version: see `VERSIONING.md`.
+#![forbid(unsafe_code)]
+#![warn(missing_docs)]
+
+pub mod frame;
+pub mod message;
+pub mod timing;
+
+pub use frame::{FrameError, MAX_FRAME_BYTES, read_frame, write_frame};
+pub use message::{ContainerSpec, Exit, GuestMessage, HostMessage, Stream};
+
+/// The version of the messages, sent in [`GuestMessage::Hello`]. Raised when a change is more than
+/// a new optional field or a new message that the other side may ignore.
+pub const VERSION: u16 = 1;
+
+/// vsock ports, the same in every guest.
+pub mod port {
+    /// The guest connects here (host CID 2) once, at start, and again after a reset of the stream.
+    pub const CONTROL: u32 = 1024;
+    /// The agent listens here; each connection is joined to `127.0.0.1:targetPort`.
+    pub const STREAM: u32 = 1025;
+}
