@@ -1,0 +1,235 @@
+//! The vsock device's queues: takes packets out of chains and puts packets into them.
+
+use std::io;
+use std::os::unix::net::UnixListener;
+
+use virtio_bindings::virtio_ids::VIRTIO_ID_VSOCK;
+use vm_memory::VolatileSlice;
+
+use super::muxer::{Muxer, Offer};
+use super::packet::{HEADER_BYTES, Header};
+use super::state::VsockState;
+use crate::devices::event_loop::{Ready, Watcher};
+use crate::devices::virtio::buffers::Buffers;
+use crate::devices::virtio::queue::{Chain, ChainFault, RingError, VirtQueue};
+use crate::devices::virtio::{Rings, VirtioDevice, Work, copy_config};
+use crate::memory::Memory;
+
+const RX: usize = 0;
+const TX: usize = 1;
+/// Receive, transmit, event. Events would tell of a migration, and there is none.
+const QUEUE_SIZES: &[u16] = &[256, 256, 8];
+
+/// Packets from the guest served before other devices get their turn. Each carries up to 64 KiB.
+const TX_PER_CALL: usize = 64;
+/// Receive buffers filled before other devices, and events of other clients, get their turn.
+const BUFFERS_PER_CALL: usize = 64;
+
+/// The socket device.
+pub struct Vsock {
+    muxer: Muxer,
+}
+
+/// A receive buffer, cut where the payload begins.
+struct Slot<'m> {
+    head: u16,
+    header: Buffers<'m>,
+    payload: Buffers<'m>,
+}
+
+impl<'m> Slot<'m> {
+    /// A buffer that cannot hold a header and a byte was never made by a working driver.
+    fn new(mut chain: Chain<'m>) -> Result<Self, RingError> {
+        if chain.writable.len() <= HEADER_BYTES {
+            return Err(RingError::Chain {
+                head: chain.head,
+                fault: ChainFault::NoRoom,
+            });
+        }
+        let payload = chain.writable.split_off(HEADER_BYTES);
+        Ok(Self {
+            head: chain.head,
+            header: chain.writable,
+            payload,
+        })
+    }
+
+    fn finish(
+        mut self,
+        queue: &mut VirtQueue,
+        memory: &Memory,
+        header: Header,
+    ) -> Result<(), RingError> {
+        self.header.copy_in(&header.to_bytes());
+        queue.complete(memory, self.head, HEADER_BYTES + header.len as usize)
+    }
+}
+
+impl Vsock {
+    /// The guest gets this address; clients of the host come to `listener`.
+    pub fn new(guest_cid: u64, listener: UnixListener) -> io::Result<Self> {
+        Ok(Self {
+            muxer: Muxer::new(VsockState::new(guest_cid), listener)?,
+        })
+    }
+
+    /// What could be saved of the device.
+    pub fn state(&self) -> &VsockState {
+        self.muxer.state()
+    }
+
+    fn transmit(&mut self, rings: &mut Rings<'_>) -> Result<Work, RingError> {
+        let Rings { memory, queues } = rings;
+        let queue = &mut queues[TX];
+        for _ in 0..TX_PER_CALL {
+            match queue.pop(memory)? {
+                Some(mut chain) => {
+                    // What is too short for a header names no connection that could be told.
+                    if let Some(bytes) = chain.readable.take::<HEADER_BYTES>() {
+                        self.muxer
+                            .on_packet(&Header::from_bytes(&bytes), chain.readable);
+                    }
+                    queue.complete(memory, chain.head, 0)?;
+                }
+                None if queue.rearm(memory)? => {}
+                None => return Ok(Work::Done),
+            }
+        }
+        Ok(Work::Again { queue: TX })
+    }
+
+    /// Serves as many offers as there are receive buffers.
+    fn deliver(&mut self, rings: &mut Rings<'_>) -> Result<Work, RingError> {
+        let Rings { memory, queues } = rings;
+        let queue = &mut queues[RX];
+        let mut filled = 0;
+        while filled < BUFFERS_PER_CALL {
+            if !self.muxer.has_offers() {
+                return Ok(Work::Done);
+            }
+            let Some(chain) = queue.pop(memory)? else {
+                if !queue.rearm(memory)? {
+                    return Ok(Work::Done);
+                }
+                filled += 1;
+                continue;
+            };
+            let slot = Slot::new(chain)?;
+            match self.muxer.next_offer() {
+                Some(Offer::Packet(header)) => {
+                    slot.finish(queue, memory, header)?;
+                    filled += 1;
+                }
+                Some(Offer::Data { token, room, burst }) => {
+                    // An offer that turns out to be empty counts, too: it took time.
+                    filled += self.fill(queue, memory, slot, token, room, burst)?.max(1);
+                }
+                None => queue.undo_pop(),
+            }
+        }
+        Ok(Work::Again { queue: RX })
+    }
+
+    /// Reads from one client into as many receive buffers as its burst and the guest's room allow.
+    /// Gives the number of buffers filled.
+    fn fill(
+        &mut self,
+        queue: &mut VirtQueue,
+        memory: &Memory,
+        first: Slot<'_>,
+        token: u32,
+        mut room: usize,
+        burst: usize,
+    ) -> Result<usize, RingError> {
+        let mut slots = vec![first];
+        loop {
+            if let Some(last) = slots.last_mut() {
+                last.payload.split_off(room);
+                room -= last.payload.len();
+            }
+            if slots.len() >= burst || room == 0 {
+                break;
+            }
+            match queue.pop(memory)? {
+                Some(chain) => slots.push(Slot::new(chain)?),
+                None => break,
+            }
+        }
+        let pieces: Vec<VolatileSlice<'_>> = slots
+            .iter()
+            .flat_map(|slot| slot.payload.slices())
+            .cloned()
+            .collect();
+        let (mut left, header) = self.muxer.receive(token, &pieces).unwrap_or_default();
+        let mut filled = 0;
+        for slot in slots {
+            if left == 0 {
+                // Taken back in any order: they are the last ones popped.
+                queue.undo_pop();
+                continue;
+            }
+            let count = left.min(slot.payload.len());
+            left -= count;
+            // A receive buffer is far below 4 GiB: its descriptors were summed up in 32 bits.
+            let len = u32::try_from(count).unwrap_or(u32::MAX);
+            slot.finish(queue, memory, Header { len, ..header })?;
+            filled += 1;
+        }
+        Ok(filled)
+    }
+}
+
+impl VirtioDevice for Vsock {
+    fn name(&self) -> &'static str {
+        "vsock"
+    }
+
+    fn device_type(&self) -> u32 {
+        VIRTIO_ID_VSOCK
+    }
+
+    fn queue_max_sizes(&self) -> &'static [u16] {
+        QUEUE_SIZES
+    }
+
+    fn features(&self) -> u64 {
+        0
+    }
+
+    fn read_config(&self, offset: u64, data: &mut [u8]) {
+        copy_config(&self.state().guest_cid.to_le_bytes(), offset, data);
+    }
+
+    fn watch(&mut self, watcher: Watcher) -> io::Result<()> {
+        self.muxer.watch(watcher)
+    }
+
+    fn activate(&mut self, features: u64) {
+        self.muxer.set_features(features);
+    }
+
+    fn reset(&mut self) {
+        self.muxer.reset();
+    }
+
+    fn queue_ready(&mut self, queue: usize, rings: &mut Rings<'_>) -> Result<Work, RingError> {
+        let sent = if queue == TX {
+            self.transmit(rings)?
+        } else {
+            Work::Done
+        };
+        let received = self.deliver(rings)?;
+        // Serving the transmit queue again delivers again as well.
+        Ok(if sent == Work::Done { received } else { sent })
+    }
+
+    fn host_ready(
+        &mut self,
+        token: u32,
+        ready: Ready,
+        rings: Option<&mut Rings<'_>>,
+    ) -> Result<Work, RingError> {
+        self.muxer.on_host(token, ready);
+        rings.map_or(Ok(Work::Done), |rings| self.deliver(rings))
+    }
+}

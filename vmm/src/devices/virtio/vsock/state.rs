@@ -1,0 +1,34 @@
+//! What a vsock device remembers, as plain numbers. Connections are not in here: after a restore
+//! both ends of each see a reset.
+
+/// A vsock device without its sockets.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VsockState {
+    /// The guest's address.
+    pub guest_cid: u64,
+    /// The features the driver accepted, zero while there is none.
+    pub features: u64,
+    /// The port that the next connection from the host comes from. Kept, so that a guest never sees
+    /// the same pair of ports for two connections in a row.
+    pub next_host_port: u32,
+}
+
+/// Host ports start here and count up: far above the ports that guests listen on.
+pub const FIRST_HOST_PORT: u32 = 1 << 30;
+
+impl VsockState {
+    pub fn new(guest_cid: u64) -> Self {
+        Self {
+            guest_cid,
+            features: 0,
+            next_host_port: FIRST_HOST_PORT,
+        }
+    }
+
+    /// A port for one connection from the host.
+    pub fn take_host_port(&mut self) -> u32 {
+        let port = self.next_host_port;
+        self.next_host_port = port.checked_add(1).unwrap_or(FIRST_HOST_PORT);
+        port
+    }
+}

@@ -1,0 +1,208 @@
+//! Connects devices to buses, interrupt lines and doorbells, and runs their thread.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::net::UnixListener;
+use std::sync::mpsc::Sender;
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+
+use kvm_ioctls::{IoEventAddress, VmFd};
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::boot::acpi::VirtioSlot;
+use crate::config::BlockConfig;
+use crate::devices::bus::{Bus, BusDevice, BusError};
+use crate::devices::event_loop::{EventLoop, Stopper};
+use crate::devices::power::{self, I8042, Power};
+use crate::devices::serial::{self, CONSOLE_LIMIT, Serial};
+use crate::devices::virtio::VirtioDevice;
+use crate::devices::virtio::block::Block;
+use crate::devices::virtio::mmio::{self, MmioTransport};
+use crate::devices::virtio::rng::Rng;
+use crate::devices::virtio::vsock::Vsock;
+use crate::memory::{Memory, layout};
+use crate::vcpu::exit::Buses;
+use crate::vm::{EndOnPanic, VmExit};
+
+/// The guest's address on vsock. The host is 2; the numbers below are reserved.
+const GUEST_CID: u64 = 3;
+
+/// Why a device could not be connected.
+#[derive(Debug, thiserror::Error)]
+pub enum WiringError {
+    #[error("Cannot make {what}")]
+    Make {
+        what: &'static str,
+        source: io::Error,
+    },
+    #[error("Two devices want the same address")]
+    Bus { source: BusError },
+    #[error("KVM refused {what} for {device}")]
+    Event {
+        what: &'static str,
+        device: &'static str,
+        source: kvm_ioctls::Error,
+    },
+}
+
+/// The caller's half of the devices.
+pub(crate) struct Devices {
+    pub blocks: Vec<BlockConfig>,
+    pub vsock: UnixListener,
+    pub console: File,
+}
+
+/// Makes all devices. The slots returned are those that the guest has to be told of.
+pub(crate) fn connect(
+    vm: &VmFd,
+    memory: &Memory,
+    devices: Devices,
+) -> Result<(Buses, Vec<VirtioSlot>, EventLoop), WiringError> {
+    let make = |what| move |source| WiringError::Make { what, source };
+    let event_loop = EventLoop::new().map_err(make("the event loop"))?;
+    let mut wiring = Wiring {
+        vm,
+        memory,
+        buses: Buses::default(),
+        slots: Vec::new(),
+        event_loop,
+    };
+    wiring.connect_ports(devices.console)?;
+    // Disks first: their order is the order of their names in the guest.
+    for block in devices.blocks {
+        let block = Block::new(block.file, block.read_only).map_err(make("a disk"))?;
+        wiring.connect_virtio("a disk", Box::new(block))?;
+    }
+    let vsock = Vsock::new(GUEST_CID, devices.vsock).map_err(make("vsock"))?;
+    wiring.connect_virtio("vsock", Box::new(vsock))?;
+    wiring.connect_virtio("rng", Box::new(Rng::new()))?;
+    Ok((wiring.buses, wiring.slots, wiring.event_loop))
+}
+
+struct Wiring<'a> {
+    vm: &'a VmFd,
+    memory: &'a Memory,
+    buses: Buses,
+    slots: Vec<VirtioSlot>,
+    event_loop: EventLoop,
+}
+
+impl Wiring<'_> {
+    fn connect_ports(&mut self, console: File) -> Result<(), WiringError> {
+        let irq = self.interrupt(layout::SERIAL_GSI, "the serial port")?;
+        let power = Arc::clone(&self.buses.power);
+        let ports = &mut self.buses.ports;
+        insert(
+            ports,
+            layout::SERIAL_PORT.into(),
+            serial::LEN,
+            Serial::new(console, CONSOLE_LIMIT, Some(irq)),
+        )?;
+        insert(
+            ports,
+            layout::POWER_PORTS.into(),
+            power::LEN,
+            Power::new(Arc::clone(&power)),
+        )?;
+        insert(ports, power::I8042_COMMAND_PORT, 1, I8042::new(power))
+    }
+
+    fn connect_virtio(
+        &mut self,
+        name: &'static str,
+        device: Box<dyn VirtioDevice>,
+    ) -> Result<(), WiringError> {
+        let make = |source| WiringError::Make { what: name, source };
+        let slot = VirtioSlot {
+            index: u8::try_from(self.slots.len()).expect("checked by VmConfig::check"),
+        };
+        let base = u64::from(slot.base());
+        let irq = self.interrupt(slot.gsi(), name)?;
+        let transport = MmioTransport::new(device, self.memory.clone(), irq).map_err(make)?;
+        for (queue, doorbell) in transport.doorbells().map_err(make)? {
+            // A vCPU that rings a queue does not leave the kernel: KVM signals the event itself.
+            let notify = IoEventAddress::Mmio(base + mmio::DOORBELL_OFFSET);
+            self.vm
+                .register_ioevent(&doorbell, &notify, queue)
+                .map_err(|source| WiringError::Event {
+                    what: "IOEVENTFD",
+                    device: name,
+                    source,
+                })?;
+        }
+        let transport = Arc::new(Mutex::new(transport));
+        MmioTransport::attach(&transport, &mut self.event_loop).map_err(make)?;
+        self.buses
+            .mmio
+            .insert(base, mmio::LEN, transport)
+            .map_err(|source| WiringError::Bus { source })?;
+        self.slots.push(slot);
+        Ok(())
+    }
+
+    /// An event that raises the interrupt line `gsi`, without leaving the kernel.
+    fn interrupt(&self, gsi: u32, device: &'static str) -> Result<EventFd, WiringError> {
+        let event = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).map_err(|source| {
+            WiringError::Make {
+                what: "an interrupt",
+                source,
+            }
+        })?;
+        self.vm
+            .register_irqfd(&event, gsi)
+            .map_err(|source| WiringError::Event {
+                what: "IRQFD",
+                device,
+                source,
+            })?;
+        Ok(event)
+    }
+}
+
+fn insert(
+    bus: &mut Bus,
+    base: u64,
+    len: u64,
+    device: impl BusDevice + 'static,
+) -> Result<(), WiringError> {
+    bus.insert(base, len, Arc::new(Mutex::new(device)))
+        .map_err(|source| WiringError::Bus { source })
+}
+
+/// The running event loop. Dropping it ends the thread and waits for that.
+pub(crate) struct DeviceThread {
+    stopper: Stopper,
+    /// `None` only while dropping.
+    thread: Option<JoinHandle<()>>,
+}
+
+impl DeviceThread {
+    pub fn spawn(event_loop: EventLoop, exits: Sender<VmExit>) -> io::Result<Self> {
+        let stopper = event_loop.stopper()?;
+        let thread = std::thread::Builder::new()
+            .name("devices".to_owned())
+            .spawn(move || {
+                let _guard = EndOnPanic(exits.clone());
+                if let Err(error) = event_loop.run() {
+                    let what = format!("the device thread cannot go on: {error}");
+                    // Nobody listens any more: the microVM ended for another reason.
+                    let _ = exits.send(VmExit::Failed { what });
+                }
+            })?;
+        Ok(Self {
+            stopper,
+            thread: Some(thread),
+        })
+    }
+}
+
+impl Drop for DeviceThread {
+    fn drop(&mut self) {
+        self.stopper.stop();
+        if let Some(thread) = self.thread.take() {
+            // A panic in the thread has been printed there; the machine goes away all the same.
+            let _ = thread.join();
+        }
+    }
+}
