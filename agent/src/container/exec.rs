@@ -1,0 +1,90 @@
+//! The process system calls that Rust cannot check. All unsafe code about processes is here.
+
+use std::ffi::{CString, c_char};
+use std::io;
+use std::process::{Child, Command};
+use std::ptr;
+
+use rustix::process::Signal;
+use rustix::thread::UnshareFlags;
+
+/// The first signal above the named ones, and the last one.
+const FIRST_FREE_REALTIME_SIGNAL: i32 = 34;
+const LAST_SIGNAL: i32 = 64;
+
+/// Moves the calling thread into new namespaces. `flags` must not hold `FILES`.
+fn unshare(flags: UnshareFlags) -> io::Result<()> {
+    assert!(
+        !flags.contains(UnshareFlags::FILES),
+        "threads must go on sharing their descriptors"
+    );
+    // SAFETY: the one danger is that a thread uses descriptors that another opened in a table that
+    // is not its own any more. The assertion above rules `CLONE_FILES` out.
+    unsafe { rustix::thread::unshare_unsafe(flags) }?;
+    Ok(())
+}
+
+/// Gives the calling process its own mounts, host name, IPC objects and view of the control groups.
+/// For the stage, which has one thread.
+pub fn unshare_all_but_pid_and_network() -> io::Result<()> {
+    unshare(
+        UnshareFlags::NEWNS | UnshareFlags::NEWUTS | UnshareFlags::NEWIPC | UnshareFlags::NEWCGROUP,
+    )
+}
+
+/// Starts `command` as PID 1 of a new PID namespace.
+///
+/// The namespace applies to the children of the thread that asked for it, and is no thing the thread can
+/// take back, so a thread of its own asks and ends. `Command` then starts the program as ever.
+pub fn spawn_in_new_pid_namespace(command: &mut Command) -> io::Result<Child> {
+    std::thread::scope(|scope| {
+        let thread = scope.spawn(|| {
+            unshare(UnshareFlags::NEWPID)?;
+            command.spawn()
+        });
+        thread
+            .join()
+            .unwrap_or_else(|_| Err(io::Error::other("the spawning thread panicked")))
+    })
+}
+
+/// Becomes another program. Returns only if the kernel refuses.
+///
+/// Not `Command::exec`, which is `execvp`: that hands a file of an unknown format to `/bin/sh`, so a
+/// program for another machine would end in a syntax error of the shell.
+pub fn execute(program: &CString, arguments: &[CString], environment: &[CString]) -> io::Error {
+    let [arguments, environment] = [arguments, environment].map(|strings| {
+        let pointers = strings.iter().map(|string| string.as_ptr());
+        pointers
+            .chain([ptr::null()])
+            .collect::<Vec<*const c_char>>()
+    });
+    // SAFETY: `program` and every element of the arrays is a string that ends in NUL, borrowed for
+    // the whole call; both arrays end in a null pointer. On success nothing of this process is
+    // left that could be used wrongly, on failure nothing has changed.
+    unsafe { libc::execve(program.as_ptr(), arguments.as_ptr(), environment.as_ptr()) };
+    io::Error::last_os_error()
+}
+
+/// Gives every signal its default disposition. Handlers go at `exec` anyway, but "ignored" stays:
+/// an agent under `nohup` would otherwise hand that on.
+pub fn reset_signal_dispositions() {
+    for signal in 1..=LAST_SIGNAL {
+        // SAFETY: `SIG_DFL` installs no code of ours, so nothing can run at a bad moment. The call
+        // fails for SIGKILL, SIGSTOP and the two that libc keeps, which have no other disposition.
+        unsafe { libc::signal(signal, libc::SIG_DFL) };
+    }
+}
+
+/// A signal by its number, unless libc keeps it for itself.
+pub fn signal(number: i32) -> Option<Signal> {
+    Signal::from_named_raw(number).or_else(|| {
+        (FIRST_FREE_REALTIME_SIGNAL..=LAST_SIGNAL)
+            .contains(&number)
+            .then(|| {
+                // SAFETY: the number is one of the real-time signals above those that libc reserves
+                // (32 and 33 on Linux), see the range.
+                unsafe { Signal::from_raw_unchecked(number) }
+            })
+    })
+}

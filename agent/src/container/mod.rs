@@ -1,0 +1,285 @@
+//! The container: one process, from its preparation to its end.
+//!
+//! The states and their order are in [`Phase`]; what each event means is decided here, what is
+//! told to the host in [`crate::supervisor`].
+
+mod command;
+pub mod exec;
+pub mod root;
+mod signal;
+pub mod stage;
+mod user;
+
+use std::io::{self, Read, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::process::{Command, Stdio};
+
+use rustix::io::{FdFlags, fcntl_setfd};
+use rustix::pipe::{PipeFlags, pipe_with};
+use rustix::process::{Pid, Signal};
+use wire::{ContainerSpec, Exit, Stream};
+
+use crate::attempt::{Attempt, SetupError};
+use crate::cli::{ISOLATE_ARGUMENT, STAGE_ARGUMENT, StageOptions};
+use crate::output::OutputPipe;
+use crate::poller::{Poller, Token};
+use crate::reaper;
+
+/// A failure text longer than this is cut.
+const MAX_FAILURE_BYTES: u64 = 8 << 10;
+
+/// The container and the process that becomes it.
+pub struct Container {
+    phase: Phase,
+    pid: Pid,
+    /// To the stage; closed by `exec`.
+    channel: UnixStream,
+    isolated: bool,
+    stop_signal: Signal,
+    /// Why it will not start.
+    failure: Option<String>,
+    stdout: OutputPipe,
+    stderr: OutputPipe,
+}
+
+/// What has happened to it so far.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    /// The stage makes namespaces and mounts.
+    Preparing,
+    /// The stage waits to be told what to become.
+    Prepared,
+    /// The stage was told.
+    Starting,
+    /// The stage has become the container.
+    Running,
+    /// It will not start; the process is about to end.
+    Failed,
+    /// There is no process any more.
+    Ended,
+}
+
+/// What an event about the container means to the host.
+#[derive(Debug, PartialEq, Eq)]
+pub enum News {
+    Started(Pid),
+    Failed(String),
+    Exited(Exit),
+}
+
+impl Container {
+    /// Starts the stage.
+    pub fn prepare(options: &StageOptions, poller: &Poller) -> Result<Self, SetupError> {
+        let (channel, theirs) = UnixStream::pair().attempt(|| "make a socket pair".into())?;
+        channel
+            .set_nonblocking(true)
+            .attempt(|| "make a socket non-blocking".into())?;
+        let (stdout, their_stdout) = output_pipe()?;
+        let (stderr, their_stderr) = output_pipe()?;
+        let mut command = Command::new("/proc/self/exe");
+        command
+            .arg(STAGE_ARGUMENT)
+            .stdin(Stdio::from(OwnedFd::from(theirs)));
+        command
+            .stdout(Stdio::from(their_stdout))
+            .stderr(Stdio::from(their_stderr));
+        if let Some(root) = &options.root {
+            command.arg("--root").arg(root);
+        }
+        let child = if options.isolate {
+            command.arg(ISOLATE_ARGUMENT);
+            exec::spawn_in_new_pid_namespace(&mut command)
+        } else {
+            command.spawn()
+        };
+        let child = child.attempt(|| "start the process of the container".into())?;
+        let watch = || {
+            poller.watch_edge(&channel, Token::Stage)?;
+            poller.watch_edge(&stdout, Token::Output(Stream::Stdout))?;
+            poller.watch_edge(&stderr, Token::Output(Stream::Stderr))
+        };
+        watch().attempt(|| "watch the process of the container".into())?;
+        Ok(Self {
+            phase: Phase::Preparing,
+            // The reaper waits for it, whichever way it ends.
+            pid: Pid::from_child(&child),
+            channel,
+            isolated: options.isolate,
+            stop_signal: Signal::TERM,
+            failure: None,
+            stdout: OutputPipe::new(Stream::Stdout, stdout),
+            stderr: OutputPipe::new(Stream::Stderr, stderr),
+        })
+    }
+
+    /// Whether the stage is still busy with what does not depend on a container.
+    pub fn is_preparing(&self) -> bool {
+        self.phase == Phase::Preparing
+    }
+
+    pub fn is_over(&self) -> bool {
+        self.phase == Phase::Ended
+    }
+
+    /// Whether there is output to be sent: not before [`News::Started`].
+    pub fn has_output(&self) -> bool {
+        matches!(self.phase, Phase::Running | Phase::Ended)
+            && (self.stdout.is_readable() || self.stderr.is_readable())
+    }
+
+    pub fn is_isolated(&self) -> bool {
+        self.isolated
+    }
+
+    pub fn output(&mut self, stream: Stream) -> &mut OutputPipe {
+        match stream {
+            Stream::Stdout => &mut self.stdout,
+            Stream::Stderr => &mut self.stderr,
+        }
+    }
+
+    pub fn outputs(&mut self) -> [&mut OutputPipe; 2] {
+        [&mut self.stdout, &mut self.stderr]
+    }
+
+    /// Tells the stage what to become.
+    pub fn start(&mut self, spec: &ContainerSpec) -> Option<News> {
+        if self.phase != Phase::Prepared {
+            let started = || "The container was started before".to_owned();
+            return Some(News::Failed(self.failure.clone().unwrap_or_else(started)));
+        }
+        let Some(stop_signal) = signal::parse(&spec.stop_signal) else {
+            self.kill();
+            return Some(self.fail(format!("Unknown stop signal {:?}", spec.stop_signal)));
+        };
+        self.stop_signal = stop_signal;
+        if let Err(error) = self.send(spec) {
+            self.kill();
+            return Some(self.fail(format!("Cannot tell the container's process: {error}")));
+        }
+        self.phase = Phase::Starting;
+        None
+    }
+
+    /// The stage reads at once and to the end, so this may block.
+    fn send(&mut self, spec: &ContainerSpec) -> io::Result<()> {
+        let frame = wire::frame::encode(spec).map_err(io::Error::other)?;
+        self.channel.set_nonblocking(false)?;
+        self.channel.write_all(&frame)?;
+        self.channel.set_nonblocking(true)
+    }
+
+    fn fail(&mut self, message: String) -> News {
+        self.phase = Phase::Failed;
+        self.failure = Some(message.clone());
+        News::Failed(message)
+    }
+
+    /// The stage says something, or has closed the channel.
+    pub fn on_stage(&mut self) -> Option<News> {
+        if self.phase == Phase::Preparing {
+            let mut byte = [0];
+            match self.channel.read(&mut byte) {
+                Ok(1) if byte[0] == stage::PREPARED => self.phase = Phase::Prepared,
+                Ok(1) => return Some(self.read_failure()),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return None,
+                Ok(_) | Err(_) => return Some(self.fail("The container's process ended".into())),
+            }
+        }
+        if self.phase != Phase::Starting {
+            return None;
+        }
+        let mut byte = [0];
+        match self.channel.read(&mut byte) {
+            Ok(1) => Some(self.read_failure()),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => None,
+            Ok(_) | Err(_) => {
+                self.phase = Phase::Running;
+                Some(News::Started(self.pid))
+            }
+        }
+    }
+
+    /// The exit code was read; the text is in the socket already, or is just being written.
+    fn read_failure(&mut self) -> News {
+        let mut text = Vec::new();
+        let read = self.channel.set_nonblocking(false).and_then(|()| {
+            (&self.channel)
+                .take(MAX_FAILURE_BYTES)
+                .read_to_end(&mut text)
+        });
+        if let Err(error) = read {
+            return self.fail(format!(
+                "The container did not start, for an unknown reason: {error}"
+            ));
+        }
+        self.fail(String::from_utf8_lossy(&text).into_owned())
+    }
+
+    /// A child of the agent ended. Orphans of the container are among them.
+    pub fn on_reaped(&mut self, pid: Pid, exit: Exit) -> Option<News> {
+        if !self.isolated && self.phase == Phase::Ended {
+            reaper::kill_children();
+        }
+        if pid != self.pid || self.phase == Phase::Ended {
+            return None;
+        }
+        let exit = match self.phase {
+            Phase::Running => Some(exit),
+            // Killed by us, because it was told something impossible.
+            Phase::Failed if matches!(exit, Exit::Signal(_)) => {
+                Some(Exit::Code(i32::from(stage::CANNOT_START)))
+            }
+            Phase::Failed => Some(exit),
+            Phase::Preparing | Phase::Prepared | Phase::Starting | Phase::Ended => None,
+        };
+        self.phase = Phase::Ended;
+        if !self.isolated {
+            // With a namespace of its own, its PID 1 took everything with it.
+            let _ = rustix::process::kill_process_group(pid, Signal::KILL);
+            reaper::kill_children();
+        }
+        exit.map(News::Exited)
+    }
+
+    /// Asks it to end. What has not started is ended at once.
+    pub fn stop(&mut self) {
+        match self.phase {
+            Phase::Running
+                if self.isolated && signal::is_lost_on_init(self.pid, self.stop_signal) =>
+            {
+                self.kill();
+            }
+            Phase::Running => self.send_signal(self.stop_signal),
+            Phase::Preparing | Phase::Prepared | Phase::Starting => self.kill(),
+            Phase::Failed | Phase::Ended => {}
+        }
+    }
+
+    /// Ends it and everything it has started.
+    pub fn kill(&mut self) {
+        self.send_signal(Signal::KILL);
+        if !self.isolated && self.phase == Phase::Running {
+            let _ = rustix::process::kill_process_group(self.pid, Signal::KILL);
+        }
+    }
+
+    /// It fails only when the process has ended, and then the reaper says so.
+    fn send_signal(&self, signal: Signal) {
+        if self.phase != Phase::Ended {
+            let _ = rustix::process::kill_process(self.pid, signal);
+        }
+    }
+}
+
+/// A pipe whose reading end does not block.
+fn output_pipe() -> Result<(OwnedFd, OwnedFd), SetupError> {
+    let make = || -> rustix::io::Result<(OwnedFd, OwnedFd)> {
+        let (reader, writer) = pipe_with(PipeFlags::CLOEXEC)?;
+        rustix::io::ioctl_fionbio(&reader, true)?;
+        fcntl_setfd(&writer, FdFlags::CLOEXEC)?;
+        Ok((reader, writer))
+    };
+    make().attempt(|| "make a pipe".into())
+}

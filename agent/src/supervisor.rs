@@ -1,0 +1,383 @@
+//! The loop that owns everything, and what the host is told when.
+//!
+//! The order of messages on the control stream: `Hello`, when the container's process is prepared; then, after
+//! `Start`, either `Started`, `Output`..., `Ready` once, and `Exited` behind the last output
+//! that was written before the end; or `Failed` and `Exited` with 125 (cannot be set up), 126 (not
+//! executable) or 127 (not found). After `Stop` comes `Exited`, unless nothing was ever started,
+//! and then the end of the stream.
+
+use std::io;
+use std::time::{Duration, Instant};
+
+use wire::{ContainerSpec, GuestMessage, HostMessage, timing};
+
+use crate::attempt::{Attempt, SetupError, chain};
+use crate::cli::ProcessOptions;
+use crate::clock;
+use crate::container::{Container, News};
+use crate::control::Control;
+use crate::host_socket::{HostSocket, Outcome};
+use crate::poller::{Poller, Readiness, Token};
+use crate::proxy::Proxy;
+use crate::ready::Probe;
+use crate::reaper::{self, Reaped, SignalPipe};
+use crate::transport::Transport;
+
+/// How long the last messages may take to reach the host.
+const FAREWELL: Duration = Duration::from_secs(1);
+const _: () = assert!(
+    FAREWELL.as_millis() < timing::AGENT_POWEROFF_GRACE.as_millis(),
+    "syncing the disk and powering off must fit behind it"
+);
+
+/// Everything the agent is responsible for while it serves.
+pub struct Supervisor {
+    poller: Poller,
+    transport: Transport,
+    control: Control,
+    children: SignalPipe,
+    terminate: Option<Terminate>,
+    container: Result<Container, String>,
+    /// The guest's clock is ours to set.
+    owns_clock: bool,
+    probe: Probe,
+    proxy: Proxy,
+    target_port: u16,
+    /// `Some` after `Stop`.
+    stop: Option<Stop>,
+    /// `Some` when nothing is left to do but to deliver the last messages, until then at most.
+    farewell: Option<Instant>,
+    has_children: bool,
+}
+
+/// The container was asked to end.
+struct Stop {
+    kill_at: Instant,
+    killed: bool,
+}
+
+/// Signals that end an ordinary process: SIGTERM like `Stop`, SIGINT without any grace.
+struct Terminate {
+    gently: SignalPipe,
+    at_once: SignalPipe,
+}
+
+/// Serves a worker's host socket until it is stopped.
+pub fn run_as_process(options: &ProcessOptions) -> Result<(), SetupError> {
+    raise_open_files_limit();
+    rustix::process::set_child_subreaper(Some(rustix::process::getpid()))
+        .attempt(|| "become the reaper of orphans".into())?;
+    let signals = |signal| SignalPipe::new(&[signal]).attempt(|| "watch for signals".into());
+    let terminate = Terminate {
+        gently: signals(libc::SIGTERM)?,
+        at_once: signals(libc::SIGINT)?,
+    };
+    let poller = Poller::new().attempt(|| "make an epoll instance".into())?;
+    for pipe in [&terminate.gently, &terminate.at_once] {
+        poller
+            .watch_level(pipe, Token::Terminate)
+            .attempt(|| "watch for signals".into())?;
+    }
+    let children = SignalPipe::new(&[libc::SIGCHLD]).attempt(|| "watch for children".into())?;
+    let transport = Transport::Socket(HostSocket::bind(&options.socket)?);
+    // Whoever started us may connect from now on.
+    println!("listening on {}", options.socket.display());
+    let container = Container::prepare(&options.container, &poller);
+    let mut supervisor = Supervisor::new(poller, transport, children, container)?;
+    supervisor.terminate = Some(terminate);
+    supervisor.serve().attempt(|| "wait for events".into())
+}
+
+/// A stream takes two descriptors; the usual soft limit of 1024 is too low for them.
+pub fn raise_open_files_limit() {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+    let raised = rustix::process::Rlimit {
+        current: limit.maximum,
+        ..limit
+    };
+    // Raising the soft limit to the hard one is always allowed.
+    let _ = rustix::process::setrlimit(rustix::process::Resource::Nofile, raised);
+}
+
+impl Supervisor {
+    /// A container that could not be prepared is reported as soon as there is somebody to tell.
+    pub fn new(
+        poller: Poller,
+        transport: Transport,
+        children: SignalPipe,
+        container: Result<Container, SetupError>,
+    ) -> Result<Self, SetupError> {
+        poller
+            .watch_level(&children, Token::Child)
+            .attempt(|| "watch for children".into())?;
+        transport
+            .watch(&poller)
+            .attempt(|| "watch for connections".into())?;
+        let mut supervisor = Self {
+            poller,
+            transport,
+            control: Control::new(Some(Instant::now())),
+            children,
+            terminate: None,
+            container: container.map_err(|error| chain(&error)),
+            owns_clock: false,
+            probe: Probe::idle(),
+            proxy: Proxy::new(),
+            target_port: 0,
+            stop: None,
+            farewell: None,
+            has_children: true,
+        };
+        if let Err(message) = &supervisor.container {
+            supervisor.control.send(&GuestMessage::Failed {
+                message: message.clone(),
+            });
+        }
+        Ok(supervisor)
+    }
+
+    /// Lets `Start` set the clock of the machine.
+    pub fn own_the_clock(&mut self) {
+        self.owns_clock = true;
+    }
+
+    /// Serves until the host says stop and everything has stopped.
+    pub fn serve(mut self) -> io::Result<()> {
+        loop {
+            self.on_time(Instant::now());
+            let events = self.poller.wait(self.patience())?;
+            let now = Instant::now();
+            for (token, readiness) in events {
+                self.on_event(token, readiness, now)?;
+            }
+            self.proxy.take_turns();
+            self.converse(now);
+            if self.is_finished(now) {
+                return Ok(());
+            }
+        }
+    }
+
+    fn patience(&self) -> Option<Duration> {
+        let kill_at = self
+            .stop
+            .as_ref()
+            .filter(|stop| !stop.killed)
+            .map(|stop| stop.kill_at);
+        let deadlines = [
+            self.control.deadline(),
+            self.probe.deadline(),
+            kill_at,
+            self.farewell,
+        ];
+        let next = deadlines.into_iter().flatten().min();
+        let until_next = next.map(|next| next.saturating_duration_since(Instant::now()));
+        if self.has_output_to_send() {
+            Some(Duration::ZERO)
+        } else {
+            self.proxy.patience().or(until_next)
+        }
+    }
+
+    fn on_time(&mut self, now: Instant) {
+        if self.control.deadline().is_some_and(|at| at <= now) {
+            self.control
+                .attach(self.transport.connect_control(), &self.poller, now);
+        }
+        self.probe.on_time(now, &self.poller);
+        if let (Some(stop), Ok(container)) = (&mut self.stop, &mut self.container)
+            && stop.kill_at <= now
+            && !stop.killed
+        {
+            stop.killed = true;
+            container.kill();
+        }
+    }
+
+    fn on_event(&mut self, token: Token, readiness: Readiness, now: Instant) -> io::Result<()> {
+        match token {
+            Token::Child => return self.reap(now),
+            Token::Terminate => self.on_terminate(now),
+            Token::Listener => {
+                for stream in self.transport.on_listener(&self.poller) {
+                    self.proxy.open(stream, &self.poller);
+                }
+            }
+            Token::Handshake(id) => match self.transport.on_handshake(id) {
+                Outcome::Stream(stream) => self.proxy.open(stream, &self.poller),
+                Outcome::Acceptor if self.control.is_down() => {
+                    self.control
+                        .attach(self.transport.connect_control(), &self.poller, now);
+                }
+                Outcome::Acceptor | Outcome::Pending => {}
+            },
+            Token::Control => self.control.on_event(readiness, now),
+            Token::Stage => self.on_stage(now),
+            Token::Output(stream) => {
+                if let Ok(container) = &mut self.container {
+                    container.output(stream).on_event(readiness);
+                }
+            }
+            Token::Probe => {
+                if self.probe.on_event(now, &self.poller) {
+                    self.control.send(&GuestMessage::Ready);
+                }
+            }
+            Token::Client(id) => self.proxy.on_client(id, readiness),
+            Token::Target(id) => self.proxy.on_target(id, readiness, &self.poller),
+        }
+        Ok(())
+    }
+
+    fn on_stage(&mut self, now: Instant) {
+        if let Ok(container) = &mut self.container
+            && let Some(news) = container.on_stage()
+        {
+            self.tell(news, now);
+        }
+    }
+
+    /// Takes every child that has ended.
+    fn reap(&mut self, now: Instant) -> io::Result<()> {
+        self.children.clear();
+        loop {
+            match reaper::reap()? {
+                Reaped::Child(pid, exit) => {
+                    // The container may have started and ended since the last look.
+                    self.on_stage(now);
+                    if let Ok(container) = &mut self.container
+                        && let Some(news) = container.on_reaped(pid, exit)
+                    {
+                        self.tell(news, now);
+                    }
+                }
+                Reaped::NoneEnded => return Ok(()),
+                Reaped::NoChildren => {
+                    self.has_children = false;
+                    return Ok(());
+                }
+            }
+        }
+    }
+
+    fn tell(&mut self, news: News, now: Instant) {
+        let message = match news {
+            News::Started(pid) => {
+                self.proxy.set_target(self.target_port);
+                self.probe.start(self.target_port, now);
+                GuestMessage::Started {
+                    pid: pid.as_raw_pid().unsigned_abs(),
+                }
+            }
+            News::Failed(message) => GuestMessage::Failed { message },
+            News::Exited(exit) => {
+                self.probe.stop();
+                self.send_last_output();
+                GuestMessage::Exited { exit }
+            }
+        };
+        self.control.send(&message);
+    }
+
+    /// Whatever the backlog: what was written before the end must arrive before the end.
+    fn send_last_output(&mut self) {
+        if let Ok(container) = &mut self.container {
+            for output in container.outputs() {
+                output.drain(&mut |message| {
+                    self.control.send(&message);
+                });
+            }
+        }
+    }
+
+    fn on_terminate(&mut self, now: Instant) {
+        let Some(terminate) = &mut self.terminate else {
+            return;
+        };
+        terminate.gently.clear();
+        let grace = if terminate.at_once.clear() {
+            Duration::ZERO
+        } else {
+            timing::STOP_GRACE
+        };
+        self.stop(grace, now);
+    }
+
+    /// Listens to the host, and says what there is to say.
+    fn converse(&mut self, now: Instant) {
+        let is_preparing = self.container.as_ref().is_ok_and(Container::is_preparing);
+        if !is_preparing {
+            self.control.greet();
+        }
+        while let Some(message) = self.control.receive(now) {
+            match message {
+                HostMessage::Start(spec) => self.start(&spec, now),
+                HostMessage::Stop { grace_ms } => self.stop(Duration::from_millis(grace_ms), now),
+                HostMessage::Unknown => {}
+            }
+        }
+        self.control.flush(now);
+        if self.has_output_to_send()
+            && let Ok(container) = &mut self.container
+        {
+            for output in container.outputs() {
+                output.pump(&mut |message| self.control.send(&message));
+            }
+            self.control.flush(now);
+        }
+    }
+
+    /// Whether lines wait in a pipe and there is room for them.
+    fn has_output_to_send(&self) -> bool {
+        self.control.has_room() && self.container.as_ref().is_ok_and(Container::has_output)
+    }
+
+    fn start(&mut self, spec: &ContainerSpec, now: Instant) {
+        if self.owns_clock
+            && let Err(error) = clock::follow_host(spec.unix_time_ns)
+        {
+            return self.tell(News::Failed(format!("Cannot set the clock: {error}")), now);
+        }
+        self.target_port = spec.target_port;
+        let news = match &mut self.container {
+            Err(message) => Some(News::Failed(message.clone())),
+            Ok(container) => container.start(spec),
+        };
+        if let Some(news) = news {
+            self.tell(news, now);
+        }
+    }
+
+    /// A second request can only shorten the grace.
+    fn stop(&mut self, grace: Duration, now: Instant) {
+        let kill_at = now
+            .checked_add(grace)
+            .unwrap_or(now + timing::HOST_KILL_AFTER);
+        match &mut self.stop {
+            Some(stop) => stop.kill_at = stop.kill_at.min(kill_at),
+            None => {
+                self.stop = Some(Stop {
+                    kill_at,
+                    killed: false,
+                });
+                if let Ok(container) = &mut self.container {
+                    container.stop();
+                }
+            }
+        }
+    }
+
+    /// After `Stop`: whether the container is gone, and the host knows.
+    fn is_finished(&mut self, now: Instant) -> bool {
+        let is_over = match &self.container {
+            Ok(container) => container.is_over() && (container.is_isolated() || !self.has_children),
+            Err(_) => true,
+        };
+        if self.stop.is_none() || !is_over {
+            return false;
+        }
+        let until = *self.farewell.get_or_insert_with(|| now + FAREWELL);
+        let has_ended = self.control.say_goodbye();
+        has_ended || until <= now
+    }
+}
