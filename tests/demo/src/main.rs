@@ -1,0 +1,93 @@
+//! The well-known guest: a small HTTP server that the end-to-end tests and the tour talk to.
+//!
+//! It listens on loopback only, because that is where a session's port is looked for and because
+//! `/exec` must not be reachable from a network when somebody starts the program by hand.
+//!
+//! # Environment
+//! - `PORT`: the port to listen on, 8080 by default.
+//! - `DATA_DIR`: where `/files` keeps its files, `/data` by default.
+//! - `DEMO_DELAY_MS`: listen only after so many milliseconds, like a server that is slow to start.
+//! - `EXIT_AT_START`: print three lines to stderr and exit with this status, like a broken image.
+
+mod echo;
+mod files;
+mod pattern;
+mod process;
+mod query;
+mod recorder;
+mod reply;
+mod server;
+mod streams;
+mod websocket;
+
+use std::env;
+use std::net::Ipv4Addr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::str::FromStr;
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+
+const DEFAULT_PORT: u16 = 8080;
+const DEFAULT_DATA_DIR: &str = "/data";
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> ExitCode {
+    match run().await {
+        Ok(code) => code,
+        Err(message) => {
+            eprintln!("demo: {message}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run() -> Result<ExitCode, String> {
+    if let Some(code) = number::<u8>("EXIT_AT_START")? {
+        eprintln!("demo: reading the settings");
+        eprintln!("demo: the settings are no good");
+        eprintln!("demo: giving up with status {code}");
+        return Ok(ExitCode::from(code));
+    }
+    // Before the delay, so that a server that is still starting can be stopped too.
+    let mut terminate =
+        signal(SignalKind::terminate()).map_err(|e| format!("cannot watch for SIGTERM: {e}"))?;
+    let mut interrupt =
+        signal(SignalKind::interrupt()).map_err(|e| format!("cannot watch for SIGINT: {e}"))?;
+    tokio::select! {
+        result = listen() => result.map(|()| ExitCode::SUCCESS),
+        _ = terminate.recv() => { println!("demo: ended by SIGTERM"); Ok(ExitCode::SUCCESS) }
+        _ = interrupt.recv() => { println!("demo: ended by SIGINT"); Ok(ExitCode::SUCCESS) }
+    }
+}
+
+async fn listen() -> Result<(), String> {
+    if let Some(delay) = number::<u64>("DEMO_DELAY_MS")? {
+        tokio::time::sleep(Duration::from_millis(delay)).await;
+    }
+    let port = number::<u16>("PORT")?.unwrap_or(DEFAULT_PORT);
+    let data =
+        env::var_os("DATA_DIR").map_or_else(|| PathBuf::from(DEFAULT_DATA_DIR), PathBuf::from);
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port))
+        .await
+        .map_err(|e| format!("cannot listen on 127.0.0.1:{port}: {e}"))?;
+    // Port 0 means any port, so say which one it became.
+    let address = listener
+        .local_addr()
+        .map_err(|e| format!("cannot tell the address: {e}"))?;
+    println!("demo: listening on {address}");
+    server::serve(listener, data)
+        .await
+        .map_err(|e| format!("cannot accept: {e}"))
+}
+
+fn number<T: FromStr>(name: &str) -> Result<Option<T>, String> {
+    let Ok(text) = env::var(name) else {
+        return Ok(None);
+    };
+    text.parse()
+        .map(Some)
+        .map_err(|_| format!("{name} is not a number in range: {text:?}"))
+}

@@ -1,0 +1,84 @@
+//! `cargo dev`: everything that a contributor runs by hand, and everything that CI runs.
+//!
+//! It installs what is missing, builds the guest, boots the lab, runs the tests and starts the appliance. It talks to
+//! `cabana` only as a user would: through the command line and HTTPS.
+
+mod bench;
+mod cache;
+mod check;
+mod children;
+mod command;
+mod cpio;
+mod guest;
+mod images;
+mod initramfs;
+mod kernel;
+mod lab;
+mod oci;
+mod packages;
+mod progress;
+mod suite;
+mod up;
+mod workspace;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::workspace::Workspace;
+
+/// The shell's convention for a program that ended by Ctrl-C.
+const EXIT_INTERRUPTED: u8 = 130;
+
+#[derive(Parser)]
+#[command(
+    name = "cargo dev",
+    bin_name = "cargo dev",
+    about = "Builds, checks and runs Cabana",
+    version
+)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Set this machine up, start the appliance with a demo pool and print how to call it
+    Up(up::Arguments),
+    /// Everything that CI runs: check, then all tests, those of the microVM inside the lab
+    Test(suite::Arguments),
+    /// Format, lints, documentation, unit tests and dependency direction
+    Check,
+    /// Build guest kernel, initramfs and scratch file system into target/guest
+    Guest,
+    /// Boot a machine with a real KVM inside QEMU and run a command in it
+    Lab(lab::Arguments),
+    /// Measure the promises of the README
+    Bench(bench::Arguments),
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let outcome = children::watch_signals().and_then(|()| {
+        let workspace = Workspace::find()?;
+        match arguments.command {
+            Task::Up(arguments) => up::run(&workspace, &arguments),
+            Task::Test(arguments) => suite::run(&workspace, &arguments),
+            Task::Check => check::run(&workspace).map(|report| suite::exit_code(&report)),
+            Task::Guest => guest::run(&workspace),
+            Task::Lab(arguments) => lab::run(&workspace, &arguments),
+            Task::Bench(arguments) => bench::run(&workspace, &arguments),
+        }
+    });
+    if children::interrupted() {
+        return ExitCode::from(EXIT_INTERRUPTED);
+    }
+    match outcome {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,150 @@
+//! The test programs that run in the labs, and how they are dealt out.
+
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+
+use anyhow::{Context as _, Result, bail};
+use cargo_metadata::{Message, TargetKind};
+
+use super::FOLDER;
+use super::report::{BEGIN, END};
+use crate::command;
+use crate::lab::LabFile;
+use crate::workspace::Workspace;
+
+/// Packages whose integration tests need a KVM.
+const PACKAGES: &[&str] = &["vmm", "e2e"];
+/// The program that is dealt out test by test; the others run whole.
+const DEALT: &str = "e2e";
+
+pub struct Programs(Vec<Program>);
+
+struct Program {
+    name: String,
+    path: PathBuf,
+}
+
+impl Programs {
+    /// Builds them, statically linked like everything we build.
+    pub fn build(workspace: &Workspace) -> Result<Self> {
+        let mut cargo = workspace.cargo();
+        cargo.args([
+            "test",
+            "--no-run",
+            "--message-format=json-render-diagnostics",
+        ]);
+        for package in PACKAGES {
+            cargo.args(["--package", package]);
+        }
+        cargo.stderr(Stdio::inherit());
+        let messages = command::output(&mut cargo)?;
+        let mut programs = Vec::new();
+        for message in Message::parse_stream(messages.as_bytes()) {
+            if let Message::CompilerArtifact(artifact) =
+                message.context("Cannot read cargo's messages")?
+                && artifact.target.kind.contains(&TargetKind::Test)
+                && let Some(path) = artifact.executable
+            {
+                programs.push(Program {
+                    name: artifact.target.name,
+                    path: path.into(),
+                });
+            }
+        }
+        programs.sort_by(|left, right| left.name.cmp(&right.name));
+        if !programs.iter().any(|program| program.name == DEALT) {
+            bail!("cargo built no test program {DEALT}");
+        }
+        Ok(Self(programs))
+    }
+
+    pub fn files(&self) -> Vec<LabFile> {
+        self.0
+            .iter()
+            .map(|program| LabFile {
+                source: program.path.clone(),
+                target: format!("{FOLDER}/{}", program.name),
+            })
+            .collect()
+    }
+
+    /// One shell script for each lab that has something to do.
+    pub fn deal(&self, labs: usize, only: Option<&str>) -> Result<Vec<String>> {
+        let mut hands = vec![String::new(); labs];
+        let mut next = 0;
+        for program in &self.0 {
+            let tests = program.tests(only)?;
+            if tests.is_empty() {
+                continue;
+            }
+            if program.name != DEALT {
+                // Whole programs first: they are short, and the dealt one evens out what they leave uneven.
+                if let Some(hand) = hands.get_mut(next % labs) {
+                    hand.push_str(&run_line(&program.name, &program.name, only.into_iter()));
+                }
+                next += 1;
+                continue;
+            }
+            for (number, hand) in hands.iter_mut().enumerate() {
+                let mine: Vec<&str> = tests
+                    .iter()
+                    .skip(number)
+                    .step_by(labs)
+                    .map(String::as_str)
+                    .collect();
+                if !mine.is_empty() {
+                    let label = format!("{} {}", program.name, number + 1);
+                    hand.push_str(&run_line(
+                        &label,
+                        &program.name,
+                        std::iter::once("--exact").chain(mine),
+                    ));
+                }
+            }
+        }
+        let setting = format!(
+            "export CABANA_REQUIRE_KVM=1 CABANA_GUEST_DIR={FOLDER}/guest RUST_BACKTRACE=1\nexec 2>&1\n"
+        );
+        Ok(hands
+            .into_iter()
+            .filter(|hand| !hand.is_empty())
+            .map(|hand| format!("{setting}{hand}"))
+            .collect())
+    }
+}
+
+impl Program {
+    fn tests(&self, only: Option<&str>) -> Result<Vec<String>> {
+        let list = command::output(Command::new(&self.path).arg("--list").args(only))?;
+        Ok(list
+            .lines()
+            .filter_map(|line| line.strip_suffix(": test"))
+            .map(str::to_owned)
+            .collect())
+    }
+}
+
+/// Names of tests are Rust paths, so that nothing in them is special to the shell; a filter of the user is quoted.
+fn run_line<'a>(label: &str, program: &str, arguments: impl Iterator<Item = &'a str>) -> String {
+    let arguments: String = arguments
+        .map(|argument| format!(" '{}'", argument.replace('\'', r"'\''")))
+        .collect();
+    format!(
+        "echo '{BEGIN}{label}'\n{FOLDER}/{program} --test-threads=1{arguments}\necho \"{END}{label} $?\"\n"
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn run_line_quotes_what_the_user_typed() {
+        let line = run_line("boot", "boot", ["it's"].into_iter());
+        assert!(
+            line.contains(r"/suite/boot --test-threads=1 'it'\''s'"),
+            "{line}"
+        );
+        assert!(line.contains("@@end boot $?"), "{line}");
+    }
+}
