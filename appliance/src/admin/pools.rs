@@ -1,0 +1,243 @@
+//! Session pools as resources: make, show, list, delete.
+
+use http::{Method, Request, StatusCode};
+use hyper::body::Incoming;
+use serde_json::json;
+
+use super::properties::{Address, checked};
+use super::{Admin, Reply, allow, nothing_here, query_value, read_json, resource};
+use crate::front::percent_decode;
+use crate::front::refusal::{Code, Refusal};
+use crate::pool::{POOL_NAME_RULE, PoolChangeError, PoolName, Put};
+use crate::store::PoolRecord;
+
+const PROVIDER: &str = "Microsoft.App";
+const RESOURCE: &str = "sessionPools";
+
+/// What a path is about.
+#[derive(Debug, PartialEq, Eq)]
+enum Scope {
+    Subscription(String),
+    Group(String, String),
+    Pool(Address),
+}
+
+impl Admin {
+    pub(super) async fn pool_call(
+        &self,
+        request: Request<Incoming>,
+        path: &str,
+    ) -> Result<Reply, Refusal> {
+        let scope = scope(path)?;
+        check_version(query_value(request.uri().query(), "api-version").as_deref())?;
+        let address = match scope {
+            Scope::Subscription(subscription) => {
+                allow(&request, &[Method::GET])?;
+                return Ok(self.list_pools(&subscription, None));
+            }
+            Scope::Group(subscription, group) => {
+                allow(&request, &[Method::GET])?;
+                return Ok(self.list_pools(&subscription, Some(&group)));
+            }
+            Scope::Pool(address) => address,
+        };
+        match *allow(&request, &[Method::GET, Method::PUT, Method::DELETE])? {
+            Method::GET => {
+                let pool = self.find_pool(&address)?;
+                Ok(Reply::ok(resource::pool(&pool, &self.endpoints)))
+            }
+            Method::DELETE => self.delete_pool(&address).await,
+            _ => self.put_pool(address, request).await,
+        }
+    }
+
+    fn list_pools(&self, subscription: &str, group: Option<&str>) -> Reply {
+        let here = |pool: &PoolRecord| {
+            pool.subscription.eq_ignore_ascii_case(subscription)
+                && group.is_none_or(|group| pool.resource_group.eq_ignore_ascii_case(group))
+        };
+        let pools = self.pools.list();
+        let value: Vec<_> = pools
+            .iter()
+            .filter(|pool| here(pool))
+            .map(|pool| resource::pool(pool, &self.endpoints))
+            .collect();
+        Reply::ok(json!({ "value": value, "nextLink": null }))
+    }
+
+    async fn put_pool(
+        &self,
+        address: Address,
+        request: Request<Incoming>,
+    ) -> Result<Reply, Refusal> {
+        let body = read_json(request).await?;
+        let pool = checked(&body, address, &self.rules, &*self.images)?;
+        let (pool, put) = self.pools.put(pool).await.map_err(not_changed)?;
+        let status = match put {
+            Put::Created => StatusCode::CREATED,
+            Put::Updated => StatusCode::OK,
+        };
+        Ok(Reply {
+            status,
+            body: Some(resource::pool(&pool, &self.endpoints)),
+        })
+    }
+
+    /// Answers when nothing is left of the pool.
+    async fn delete_pool(&self, address: &Address) -> Result<Reply, Refusal> {
+        let pool = self.find_pool(address)?;
+        if self
+            .pools
+            .delete(pool.name.clone())
+            .await
+            .map_err(not_changed)?
+        {
+            Ok(Reply {
+                status: StatusCode::NO_CONTENT,
+                body: None,
+            })
+        } else {
+            Err(not_found(address))
+        }
+    }
+
+    fn find_pool(&self, address: &Address) -> Result<std::sync::Arc<PoolRecord>, Refusal> {
+        let found = PoolName::parse_ignoring_case(&address.name).ok();
+        let found = found
+            .and_then(|name| self.pools.get(&name))
+            .map(|(record, _)| record);
+        let here = |pool: &PoolRecord| {
+            pool.subscription
+                .eq_ignore_ascii_case(&address.subscription)
+                && pool
+                    .resource_group
+                    .eq_ignore_ascii_case(&address.resource_group)
+        };
+        found
+            .filter(|pool| here(pool))
+            .ok_or_else(|| not_found(address))
+    }
+}
+
+fn not_found(address: &Address) -> Refusal {
+    let Address {
+        name,
+        resource_group,
+        ..
+    } = address;
+    let message = format!("There is no session pool {name:?} in resource group {resource_group:?}");
+    Refusal::new(Code::ResourceNotFound, message)
+}
+
+fn not_changed(error: PoolChangeError) -> Refusal {
+    let message = error.to_string();
+    match error {
+        PoolChangeError::NameInUse { .. } => Refusal::new(Code::SessionPoolNameInUse, message),
+        PoolChangeError::Store { .. } => Refusal::internal(message, error),
+    }
+}
+
+/// `/subscriptions/{s}[/resourceGroups/{rg}]/providers/Microsoft.App/sessionPools[/{name}]`.
+fn scope(path: &str) -> Result<Scope, Refusal> {
+    let segments: Vec<&str> = path.split('/').skip(1).collect();
+    let is = |segment: &str, word: &str| segment.eq_ignore_ascii_case(word);
+    let value = |segment: &str| {
+        let decoded = percent_decode(segment).and_then(|bytes| String::from_utf8(bytes).ok());
+        decoded
+            .filter(|text| !text.is_empty())
+            .ok_or_else(nothing_here)
+    };
+    match segments[..] {
+        [a, s, d, e, f]
+            if is(a, "subscriptions")
+                && is(d, "providers")
+                && is(e, PROVIDER)
+                && is(f, RESOURCE) =>
+        {
+            Ok(Scope::Subscription(value(s)?))
+        }
+        [a, s, b, g, d, e, f, ref rest @ ..]
+            if is(a, "subscriptions")
+                && is(b, "resourceGroups")
+                && is(d, "providers")
+                && is(e, PROVIDER)
+                && is(f, RESOURCE) =>
+        {
+            let (subscription, resource_group) = (value(s)?, value(g)?);
+            match rest {
+                [] => Ok(Scope::Group(subscription, resource_group)),
+                [name] => Ok(Scope::Pool(Address {
+                    subscription,
+                    resource_group,
+                    name: value(name)?,
+                })),
+                _ => Err(nothing_here()),
+            }
+        }
+        _ => Err(nothing_here()),
+    }
+}
+
+/// `YYYY-MM-DD` with an optional `-preview`; any of them will do, and none at all.
+fn check_version(version: Option<&str>) -> Result<(), Refusal> {
+    let Some(version) = version else {
+        return Ok(());
+    };
+    let date = version.strip_suffix("-preview").unwrap_or(version);
+    if date.len() == 10 && date.parse::<jiff::civil::Date>().is_ok() {
+        return Ok(());
+    }
+    let message =
+        format!("api-version must look like 2025-07-01 or 2025-07-01-preview, not {version:?}");
+    Err(Refusal::new(Code::InvalidRequestContent, message).target("api-version"))
+}
+
+/// A name for a new pool.
+pub(super) fn new_name(name: &str) -> Result<PoolName, Refusal> {
+    name.parse()
+        .map_err(|_| Refusal::new(Code::SessionPoolInvalidProperty, POOL_NAME_RULE).target("name"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_name_a_subscription_a_group_or_a_pool_whatever_their_case() {
+        let group = "/subscriptions/S/resourcegroups/my%20rg/PROVIDERS/microsoft.app/sessionpools";
+        assert_eq!(
+            scope(group).unwrap(),
+            Scope::Group("S".into(), "my rg".into())
+        );
+        let Scope::Pool(address) = scope(&format!("{group}/alpha")).unwrap() else {
+            panic!()
+        };
+        assert_eq!(
+            (address.name.as_str(), address.resource_group.as_str()),
+            ("alpha", "my rg")
+        );
+        let all = "/subscriptions/s/providers/Microsoft.App/sessionPools";
+        assert_eq!(scope(all).unwrap(), Scope::Subscription("s".into()));
+        for path in [
+            "/",
+            "",
+            "/subscriptions/s/resourceGroups/rg/providers/Microsoft.Web/sessionPools",
+            "/subscriptions//resourceGroups/rg/providers/Microsoft.App/sessionPools",
+            "/subscriptions/s/resourceGroups/rg/providers/Microsoft.App/sessionPools/",
+            "/subscriptions/s/resourceGroups/rg/providers/Microsoft.App/sessionPools/a/b",
+            "/subscriptions/s/resourceGroups/rg/sessionPools/alpha",
+        ] {
+            assert!(scope(path).is_err(), "{path}");
+        }
+    }
+
+    #[test]
+    fn any_well_formed_version_will_do() {
+        for good in [None, Some("2025-07-01"), Some("2026-03-02-preview")] {
+            assert!(check_version(good).is_ok(), "{good:?}");
+        }
+        for bad in ["", "1", "2025-13-01", "2025-07-01-beta", "latest"] {
+            assert!(check_version(Some(bad)).is_err(), "{bad}");
+        }
+    }
+}

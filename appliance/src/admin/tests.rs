@@ -1,0 +1,422 @@
+//! The administration API over its socket.
+
+use std::os::unix::fs::PermissionsExt;
+use std::time::Duration;
+
+use http_body_util::{BodyExt, Full};
+use hyper_util::rt::TokioIo;
+use tokio::net::UnixStream;
+use tokio::sync::watch;
+
+use super::*;
+use crate::pool::container::ImageDefaults;
+use crate::pool::launcher::BoxFuture;
+use crate::pool::testing::FakeLauncher;
+
+const GROUP: &str = "/subscriptions/s/resourceGroups/rg/providers/Microsoft.App/sessionPools";
+const DEADLINE: Duration = Duration::from_secs(30);
+
+/// Knows `demo`, and imports anything as an image of as many bytes as were sent.
+struct Demo;
+
+fn image(name: &str, root_image_bytes: u64) -> ImageSummary {
+    let defaults = ImageDefaults {
+        cmd: vec!["/demo".into()],
+        ..Default::default()
+    };
+    let digest = "sha256:d".to_owned();
+    ImageSummary {
+        name: name.into(),
+        digest,
+        root_image_bytes,
+        warnings: vec![],
+        defaults,
+    }
+}
+
+impl ImageService for Demo {
+    fn find(&self, reference: &str) -> Result<ImageSummary, Refusal> {
+        if reference == "demo" {
+            return Ok(image("demo", 1));
+        }
+        Err(Refusal::new(
+            Code::ImageNotFound,
+            format!("No image {reference:?}"),
+        ))
+    }
+
+    fn list(&self) -> Vec<ImageSummary> {
+        vec![image("demo", 1)]
+    }
+
+    fn import(
+        &self,
+        order: ImportOrder,
+        archive: Incoming,
+    ) -> BoxFuture<'_, Result<(ImageSummary, bool), Refusal>> {
+        Box::pin(async move {
+            assert_eq!(
+                (&*order.transport, order.reference.as_deref()),
+                ("oci-archive", Some("a:b c"))
+            );
+            let length = archive.collect().await.unwrap().to_bytes().len();
+            Ok((image(&order.name.unwrap(), length as u64), false))
+        })
+    }
+}
+
+struct Office {
+    socket: std::path::PathBuf,
+    launcher: Arc<FakeLauncher>,
+    pools: Pools,
+    authority: Arc<Authority>,
+    _stop: watch::Sender<bool>,
+    _dir: tempfile::TempDir,
+}
+
+impl Office {
+    async fn open() -> Self {
+        let launcher = FakeLauncher::mute();
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("admin.sock");
+        let pools = Pools::open(launcher.tools()).await.unwrap();
+        let authority = Arc::new(crate::front::auth::tests::authority());
+        let rules = Rules {
+            min_cooldown_seconds: 300,
+            max_cpu_millis: 2000,
+            max_mem_mib: 4096,
+        };
+        let endpoints = Endpoints {
+            host: "https://localhost:8443".into(),
+            domain: None,
+            port: 8443,
+        };
+        let admin = Admin {
+            pools: pools.clone(),
+            authority: Arc::clone(&authority),
+            images: Arc::new(Demo),
+            rules,
+            endpoints,
+        };
+        let (stop, stopped) = watch::channel(false);
+        tokio::spawn(serve(bind(&socket).unwrap(), Arc::new(admin), stopped));
+        Self {
+            socket,
+            launcher,
+            pools,
+            authority,
+            _stop: stop,
+            _dir: dir,
+        }
+    }
+
+    async fn call(&self, method: &str, path: &str, body: impl Into<Bytes>) -> (u16, Value) {
+        let stream = UnixStream::connect(&self.socket).await.unwrap();
+        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+            .await
+            .unwrap();
+        tokio::spawn(connection);
+        let request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header("host", "localhost");
+        let answer = sender.send_request(request.body(Full::new(body.into())).unwrap());
+        let answer = tokio::time::timeout(DEADLINE, answer)
+            .await
+            .expect("no answer")
+            .unwrap();
+        let status = answer.status().as_u16();
+        let body = answer.into_body().collect().await.unwrap().to_bytes();
+        let body = if body.is_empty() {
+            Value::Null
+        } else {
+            serde_json::from_slice(&body).unwrap()
+        };
+        (status, body)
+    }
+
+    async fn put(&self, path: &str, body: &Value) -> (u16, Value) {
+        self.call("PUT", path, body.to_string()).await
+    }
+}
+
+fn resource() -> Value {
+    json!({ "location": "local", "tags": { "a": "b" }, "properties": {
+        "scaleConfiguration": { "maxConcurrentSessions": 2 },
+        "customContainerTemplate": {
+            "containers": [{ "name": "main", "image": "demo", "args": ["-v"],
+                "env": [{ "name": "A", "value": "1" }], "resources": { "cpu": 0.5, "memory": "1Gi" } }],
+            "ingress": { "targetPort": 8080 },
+        },
+    } })
+}
+
+#[tokio::test]
+async fn socket_is_for_its_owner_and_replaces_one_that_was_left() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("admin.sock");
+    drop(bind(&path).unwrap());
+    let _listener = bind(&path).unwrap();
+    let mode = std::fs::metadata(&path).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+    UnixStream::connect(&path).await.unwrap();
+}
+
+#[tokio::test]
+async fn pool_is_made_shown_listed_changed_and_deleted() {
+    let office = Office::open().await;
+    let path = format!("{GROUP}/alpha?api-version=2025-07-01");
+    let (status, made) = office.put(&path, &resource()).await;
+    assert_eq!(status, 201, "{made}");
+    let properties = &made["properties"];
+    assert_eq!(made["type"], "Microsoft.App/sessionPools");
+    assert_eq!(made["id"], format!("{GROUP}/alpha"));
+    assert_eq!(properties["provisioningState"], "Succeeded");
+    let endpoint = "https://localhost:8443/subscriptions/s/resourceGroups/rg/sessionPools/alpha";
+    assert_eq!(properties["poolManagementEndpoint"], endpoint);
+    let sent = &resource()["properties"];
+    for part in [
+        "customContainerTemplate/ingress",
+        "customContainerTemplate/containers/0",
+    ] {
+        assert_eq!(
+            properties.pointer(&format!("/{part}")),
+            sent.pointer(&format!("/{part}")),
+            "{part}"
+        );
+    }
+    assert_eq!(office.call("GET", &path, "").await, (200, made.clone()));
+    // As resource manager does: case of the path is forgiven.
+    let shouted = format!("{}/ALPHA", GROUP.to_uppercase());
+    assert_eq!(office.call("GET", &shouted, "").await, (200, made.clone()));
+    let by_subscription = "/subscriptions/s/providers/Microsoft.App/sessionPools";
+    for list in [GROUP, by_subscription] {
+        assert_eq!(office.call("GET", list, "").await.1["value"], json!([made]));
+    }
+    assert_eq!(
+        office
+            .call("GET", &GROUP.replace("rg", "other"), "")
+            .await
+            .1["value"],
+        json!([])
+    );
+
+    // What was answered can be sent back, and an update keeps the time of making.
+    let mut changed = made.clone();
+    changed["properties"]["scaleConfiguration"]["maxConcurrentSessions"] = json!(5);
+    let (status, changed) = office.put(&path, &changed).await;
+    assert_eq!(status, 200, "{changed}");
+    assert_eq!(
+        changed["properties"]["scaleConfiguration"]["maxConcurrentSessions"],
+        5
+    );
+    assert_eq!(
+        changed["systemData"]["createdAt"],
+        made["systemData"]["createdAt"]
+    );
+
+    let handle = office.pools.get(&"alpha".parse().unwrap()).unwrap().1;
+    assert!(handle.claim("user-1".parse().unwrap()).await.is_ok());
+    assert_eq!(office.call("DELETE", &path, "").await, (204, Value::Null));
+    assert_eq!(
+        office.launcher.alive(),
+        0,
+        "answered before its sessions were gone"
+    );
+    for method in ["GET", "DELETE"] {
+        let (status, error) = office.call(method, &path, "").await;
+        assert_eq!(
+            (status, &error["error"]["code"]),
+            (404, &json!("ResourceNotFound"))
+        );
+    }
+}
+
+#[tokio::test]
+async fn name_of_a_pool_in_another_group_is_in_use() {
+    let office = Office::open().await;
+    office.put(&format!("{GROUP}/alpha"), &resource()).await;
+    let (status, error) = office
+        .put(
+            &format!("{}/alpha", GROUP.replace("rg", "two")),
+            &resource(),
+        )
+        .await;
+    assert_eq!(
+        (status, &error["error"]["code"]),
+        (409, &json!("SessionPoolNameInUse"))
+    );
+}
+
+#[tokio::test]
+async fn bad_requests_make_nothing() {
+    let office = Office::open().await;
+    let pool = format!("{GROUP}/alpha");
+    let long = " ".repeat(MAX_JSON_BYTES + 1);
+    let mut bad_image = resource();
+    bad_image["properties"]["customContainerTemplate"]["containers"][0]["image"] = json!("other");
+    for (method, path, body, expected) in [
+        (
+            "PUT",
+            pool.clone(),
+            "{".to_owned(),
+            (400, "InvalidRequestContent"),
+        ),
+        (
+            "PUT",
+            pool.clone(),
+            "[]".into(),
+            (400, "InvalidRequestContent"),
+        ),
+        ("PUT", pool.clone(), long, (413, "PayloadTooLarge")),
+        (
+            "PUT",
+            pool.clone(),
+            "{}".into(),
+            (400, "SessionPoolInvalidProperty"),
+        ),
+        (
+            "PUT",
+            pool.clone(),
+            bad_image.to_string(),
+            (400, "ImageNotFound"),
+        ),
+        (
+            "PUT",
+            format!("{GROUP}/Al_pha"),
+            resource().to_string(),
+            (400, "SessionPoolInvalidProperty"),
+        ),
+        (
+            "PUT",
+            format!("{pool}?api-version=new"),
+            resource().to_string(),
+            (400, "InvalidRequestContent"),
+        ),
+        (
+            "PATCH",
+            pool.clone(),
+            "{}".into(),
+            (405, "MethodNotAllowed"),
+        ),
+        (
+            "POST",
+            GROUP.to_owned(),
+            "{}".into(),
+            (405, "MethodNotAllowed"),
+        ),
+        ("GET", "/".into(), String::new(), (404, "ResourceNotFound")),
+        (
+            "POST",
+            "/images".into(),
+            String::new(),
+            (400, "InvalidRequestContent"),
+        ),
+        (
+            "DELETE",
+            "/images".into(),
+            String::new(),
+            (405, "MethodNotAllowed"),
+        ),
+    ] {
+        let (status, answer) = office.call(method, &path, body).await;
+        let code = answer["error"]["code"].as_str().unwrap_or_default();
+        assert_eq!((status, code), expected, "{method} {path}: {answer}");
+        assert!(answer["error"]["traceId"].is_string());
+    }
+    assert!(office.pools.list().is_empty());
+}
+
+#[tokio::test]
+async fn token_is_made_for_pools_that_exist() {
+    let office = Office::open().await;
+    office.put(&format!("{GROUP}/alpha"), &resource()).await;
+    let ask = json!({ "role": "session-executor", "pools": ["alpha"], "ttlSeconds": 60 });
+    let (status, answer) = office.call("POST", "/tokens", ask.to_string()).await;
+    assert_eq!(status, 200, "{answer}");
+    let expires: jiff::Timestamp = answer["expiresAt"].as_str().unwrap().parse().unwrap();
+    let left = expires.as_second() - jiff::Timestamp::now().as_second();
+    assert!((58..=60).contains(&left), "{left}");
+    let value = format!("Bearer {}", answer["token"].as_str().unwrap())
+        .parse()
+        .unwrap();
+    let headers = [(header::AUTHORIZATION, value)].into_iter().collect();
+    let claims = office.authority.check(&headers).unwrap();
+    assert!(
+        claims
+            .permit("session-executor", &"alpha".parse().unwrap())
+            .is_ok()
+    );
+    assert!(
+        claims
+            .permit("session-executor", &"beta".parse().unwrap())
+            .is_err()
+    );
+
+    for (ask, target, status) in [
+        (json!({ "role": "owner" }), "role", 400),
+        (json!({ "ttlSeconds": 0 }), "ttlSeconds", 400),
+        (json!({ "ttlSeconds": "1h" }), "ttlSeconds", 400),
+        (
+            json!({ "ttlSeconds": MAX_TOKEN_TTL.as_secs() + 1 }),
+            "ttlSeconds",
+            400,
+        ),
+        (json!({ "pools": "alpha" }), "pools", 400),
+        (json!({ "pools": ["beta"] }), "pools", 404),
+        (json!({ "pools": [7] }), "pools", 404),
+    ] {
+        let (found, answer) = office.call("POST", "/tokens", ask.to_string()).await;
+        assert_eq!(
+            (found, &answer["error"]["target"]),
+            (status, &json!(target)),
+            "{ask}: {answer}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn archive_is_streamed_to_the_image_service() {
+    let office = Office::open().await;
+    let path = "/images?transport=oci-archive&name=x%2Fy%3A1&ref=a:b%20c";
+    let (status, answer) = office.call("POST", path, vec![0; 3 << 20]).await;
+    assert_eq!(status, 200);
+    let expected = json!({
+        "name": "x/y:1", "digest": "sha256:d", "rootImageBytes": 3 << 20, "warnings": [], "cached": false
+    });
+    assert_eq!(answer, expected);
+    let (_, images) = office.call("GET", "/images", "").await;
+    assert_eq!(images["value"][0]["name"], "demo");
+}
+
+#[tokio::test]
+async fn health_names_the_endpoint() {
+    let office = Office::open().await;
+    let health = office.call("GET", "/healthz", "").await;
+    assert_eq!(
+        health,
+        (
+            200,
+            json!({ "status": "ok", "endpoint": "https://localhost:8443" })
+        )
+    );
+}
+
+#[test]
+fn endpoint_of_a_pool_is_by_host_name_when_there_is_a_domain() {
+    let at = |domain: Option<&str>, port| Endpoints {
+        host: format!("https://localhost:{port}"),
+        domain: domain.map(str::to_owned),
+        port,
+    };
+    let by_path = "https://localhost:1/subscriptions/s/resourceGroups/rg/sessionPools/p";
+    assert_eq!(at(None, 1).of("s", "rg", "p"), by_path);
+    assert_eq!(
+        at(Some("d.example"), 8443).of("s", "rg", "p"),
+        "https://p.d.example:8443"
+    );
+    assert_eq!(
+        at(Some("d.example"), 443).of("s", "rg", "p"),
+        "https://p.d.example"
+    );
+}

@@ -1,0 +1,72 @@
+//! `cabana appliance`: the process that talks to the world and has no privilege.
+
+use std::os::fd::OwnedFd;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use tokio::sync::watch;
+
+use crate::exit::{Exit, Failure};
+use crate::guest::Guest;
+use crate::warden::client::WardenClient;
+use crate::warden::protocol::{ApplianceSetup, Task};
+use crate::worker::{WorkerHost, process};
+use crate::{bench, images, privileges, service, telemetry};
+
+/// How long the service may take to end once the warden is gone and its workers with it.
+const ORPHAN_LIMIT: Duration = Duration::from_secs(1);
+
+pub fn run() -> Result<Exit, Failure> {
+    let first = process::first_message::<ApplianceSetup>(c"cabana:applianc")?;
+    let Some((socket, setup, _)) = first else {
+        return Ok(Exit::Ok);
+    };
+    privileges::drop_to(setup.uid).map_err(|error| Failure::of(Exit::Internal, &error))?;
+    telemetry::start();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::of(Exit::Internal, &error))?;
+    let result = runtime.block_on(run_until_stopped(setup, socket));
+    // Not waiting for blocking threads: the store has flushed what it has answered for.
+    runtime.shutdown_timeout(ORPHAN_LIMIT);
+    match result {
+        Ok(exit) => Ok(exit),
+        Err(error) => Err(Failure::new(Exit::Failed, format!("{error:#}").replace('\n', " "))),
+    }
+}
+
+async fn run_until_stopped(setup: ApplianceSetup, socket: OwnedFd) -> anyhow::Result<Exit> {
+    let warden = WardenClient::start(socket).context("Cannot use the warden's socket")?;
+    let stop = warden.stop_requested();
+    let work = work(setup, warden, stop.clone());
+    tokio::select! {
+        result = work => result.map(|()| Exit::Ok),
+        () = orphaned(stop) => Ok(Exit::Internal),
+    }
+}
+
+async fn work(
+    setup: ApplianceSetup,
+    warden: WardenClient,
+    stop: watch::Receiver<bool>,
+) -> anyhow::Result<()> {
+    let ApplianceSetup { config, task, .. } = setup;
+    let guest = tokio::task::spawn_blocking(Guest::unpack).await??;
+    let workers = WorkerHost::new(warden, guest, config.paths.clone())
+        .context("Cannot make the folder of the workers")?;
+    match task {
+        Task::Serve => {
+            let images =
+                images::Cache::open(&config.paths.images).context("Cannot open the image cache")?;
+            service::run(service::Context { config, workers, images }, stop).await
+        }
+        Task::BenchColdBoot { count, json } => bench::cold_boot(&workers, count, json).await,
+    }
+}
+
+/// Resolves when the warden is gone and the service had its time to end.
+async fn orphaned(mut stop: watch::Receiver<bool>) {
+    while stop.changed().await.is_ok() {}
+    tokio::time::sleep(ORPHAN_LIMIT).await;
+}

@@ -1,0 +1,228 @@
+//! The command line: what can be said, and how each command ends.
+//!
+//! The flags of `sessionpool` are those of `az containerapp sessionpool`. Client commands speak HTTP
+//! over the appliance's admin socket and need no token.
+
+mod args;
+mod client;
+mod greedy;
+mod image;
+mod output;
+mod sessionpool;
+mod source;
+mod token;
+mod values;
+
+use std::io::Write as _;
+
+use clap::{CommandFactory as _, Parser as _};
+
+use crate::config::{self, Overrides};
+use crate::exit::{Exit, Failure};
+use crate::warden::{self, Task};
+use crate::{appliance, doctor, telemetry, worker};
+use args::{BenchCommand, Cli, Command, ImageCommand, SessionPoolCommand, TokenCommand};
+
+/// Runs the command that the process was started with.
+pub fn run() -> Exit {
+    let arguments = greedy::expand(std::env::args_os().collect());
+    let result = match Cli::try_parse_from(&arguments) {
+        Ok(cli) => dispatch(cli),
+        Err(error) => refuse(&error, &arguments),
+    };
+    result.unwrap_or_else(|Failure { exit, line }| {
+        // stderr may be closed; there is no better place to say it.
+        let _ = writeln!(std::io::stderr(), "cabana: {line}");
+        exit
+    })
+}
+
+fn dispatch(cli: Cli) -> Result<Exit, Failure> {
+    match cli.command {
+        Command::Serve(serve) => {
+            let overrides = Overrides { listen: serve.listen };
+            let config = config::load(&serve.root, serve.config.as_deref(), &overrides)
+                .map_err(|error| Failure::of(Exit::Usage, &error))?;
+            run_warden(config, Task::Serve)
+        }
+        Command::Bench(BenchCommand::ColdBoot { count, json }) => bench(count, json),
+        Command::Doctor { json } => {
+            let report = doctor::Report::make();
+            output::print(json, &report, |report| report.text())?;
+            Ok(if report.can_run_guests { Exit::Ok } else { Exit::Failed })
+        }
+        Command::SessionPool(command) => match command {
+            SessionPoolCommand::Create(create) => sessionpool::create(create),
+            SessionPoolCommand::Show(target) => sessionpool::show(&target),
+            SessionPoolCommand::List(list) => sessionpool::list(&list),
+            SessionPoolCommand::Delete(target) => sessionpool::delete(&target),
+        },
+        Command::Image(ImageCommand::Import(import)) => image::import(&import),
+        Command::Image(ImageCommand::Ls(list)) => image::list(&list),
+        Command::Token(TokenCommand::Create(create)) => token::create(&create),
+        Command::Appliance => appliance::run(),
+        Command::Worker => worker::process::run(),
+        Command::ImageWorker => worker::image::run(),
+    }
+}
+
+fn run_warden(config: config::Checked, task: Task) -> Result<Exit, Failure> {
+    telemetry::start();
+    warden::serve(config, task).map_err(|error| Failure::of(error.exit(), &error))
+}
+
+/// Runs in a folder of its own, so that it may run beside an appliance.
+fn bench(count: u32, json: bool) -> Result<Exit, Failure> {
+    use std::os::unix::fs::PermissionsExt as _;
+    let failed = |error: std::io::Error| Failure::of(Exit::Failed, &error);
+    let root = tempfile::Builder::new().prefix("cabana-bench-").tempdir().map_err(failed)?;
+    // The appliance process is another user and must get through.
+    let open = std::fs::Permissions::from_mode(0o755);
+    std::fs::set_permissions(root.path(), open).map_err(failed)?;
+    let config = config::load(root.path(), None, &Overrides::default())
+        .map_err(|error| Failure::of(Exit::Usage, &error))?;
+    run_warden(config, Task::BenchColdBoot { count, json })
+}
+
+/// Help and version go out as they are; a mistake becomes one line with a hint.
+fn refuse(error: &clap::Error, arguments: &[std::ffi::OsString]) -> Result<Exit, Failure> {
+    use clap::error::ErrorKind::{DisplayHelp, DisplayVersion};
+    if matches!(error.kind(), DisplayHelp | DisplayVersion) {
+        let _ = error.print();
+        return Ok(Exit::Ok);
+    }
+    Err(Failure::new(Exit::Usage, usage_line(error, arguments)))
+}
+
+fn usage_line(error: &clap::Error, arguments: &[std::ffi::OsString]) -> String {
+    use clap::error::ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand as MissingSubcommand;
+    let path = command_path(arguments);
+    if error.kind() == MissingSubcommand {
+        return format!("A command is needed after `{path}` (see `{path} --help`)");
+    }
+    let text = error.render().to_string();
+    // The first paragraph says what is wrong; the others repeat the usage.
+    let what: Vec<&str> =
+        text.lines().take_while(|line| !line.trim().is_empty()).map(str::trim).collect();
+    let what = what.join(" ");
+    let what = what.strip_prefix("error: ").unwrap_or(&what);
+    let mut letters = what.chars();
+    let first = letters.next().map(|letter| letter.to_ascii_uppercase()).unwrap_or_default();
+    format!("{first}{} (see `{path} --help`)", letters.as_str())
+}
+
+/// The commands that were named, as far as they exist.
+fn command_path(arguments: &[std::ffi::OsString]) -> String {
+    let mut path = "cabana".to_owned();
+    let mut command = Cli::command();
+    for argument in arguments.iter().skip(1).filter_map(|argument| argument.to_str()) {
+        let Some(next) = command.find_subcommand(argument).cloned() else {
+            break;
+        };
+        path.push(' ');
+        path.push_str(next.get_name());
+        command = next;
+    }
+    path
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn line(arguments: &[&str]) -> String {
+        let arguments: Vec<_> =
+            ["cabana"].iter().chain(arguments).map(std::ffi::OsString::from).collect();
+        let error = Cli::try_parse_from(&arguments).unwrap_err();
+        let failure = refuse(&error, &arguments).unwrap_err();
+        assert_eq!(failure.exit, Exit::Usage);
+        failure.line
+    }
+
+    #[test]
+    fn definition_of_the_commands_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_mistake_is_one_line_with_a_hint_and_exit_64() {
+        let create = ["sessionpool", "create", "--name", "p", "--image", "i"];
+        let with = |more: &[&'static str]| [&create[..], more].concat();
+        let cases: Vec<(Vec<&str>, &str)> = vec![
+            (vec![], "A command is needed"),
+            (vec!["sessionpool"], "A command is needed"),
+            (vec!["fly"], "fly"),
+            (vec!["serve", "--lissten", "x"], "--lissten"),
+            (vec!["sessionpool", "create", "--name", "p"], "--image"),
+            (vec!["sessionpool", "create", "--image", "i", "--target-port", "80"], "--name"),
+            (with(&[]), "--target-port"),
+            (with(&["--target-port", "0"]), "--target-port"),
+            (with(&["--target-port", "65536"]), "--target-port"),
+            (with(&["--target-port", "80", "--cpu", "-1"]), "--cpu"),
+            (with(&["--target-port", "80", "--cpu", "NaN"]), "--cpu"),
+            (with(&["--target-port", "80", "--memory", "half"]), "--memory"),
+            (with(&["--target-port", "80", "--env-vars", "NAME"]), "--env-vars"),
+            (with(&["--target-port", "80", "--env-vars", "=x"]), "--env-vars"),
+            (with(&["--target-port", "80", "--max-sessions", "0"]), "--max-sessions"),
+            (with(&["--target-port", "80", "--cooldown-period", "x"]), "--cooldown-period"),
+            (vec!["token", "create", "--ttl", "soon"], "--ttl"),
+            (vec!["token", "create", "--role", "king"], "--role"),
+            (vec!["image", "import", "ftp:x"], "oci-archive:FILE"),
+        ];
+        for (arguments, named) in cases {
+            let line = line(&arguments);
+            assert!(line.contains(named), "{arguments:?}: {line}");
+            assert!(!line.contains('\n') && line.contains("--help`)"), "{arguments:?}: {line}");
+        }
+    }
+
+    #[test]
+    fn hint_names_the_command_that_was_meant() {
+        assert!(line(&["token", "create", "--x"]).ends_with("(see `cabana token create --help`)"));
+    }
+
+    #[test]
+    fn flags_of_the_cloud_service_are_taken() {
+        let arguments = [
+            "cabana",
+            "sessionpool",
+            "create",
+            "-n",
+            "p",
+            "-g",
+            "rg",
+            "-i",
+            "img",
+            "--cpu",
+            "0.5",
+            "--memory",
+            "1Gi",
+            "--target-port",
+            "8080",
+            "--env-vars",
+            "A=1",
+            "B=x=y",
+            "--command",
+            "/bin/sh",
+            "-c",
+            "--args",
+            "echo",
+            "-n",
+            "--max-sessions",
+            "3",
+            "--cooldown-period",
+            "300",
+            "--json",
+        ];
+        let arguments = greedy::expand(arguments.map(std::ffi::OsString::from).to_vec());
+        let cli = Cli::try_parse_from(arguments).unwrap();
+        let Command::SessionPool(SessionPoolCommand::Create(create)) = cli.command else {
+            panic!("another command");
+        };
+        assert_eq!(create.command, ["/bin/sh", "-c"]);
+        assert_eq!(create.args, ["echo", "-n"]);
+        assert_eq!(create.env_vars.len(), 2);
+        assert_eq!((create.cpu, create.target_port, create.max_sessions), (0.5, 8080, 3));
+        assert!(create.json);
+    }
+}

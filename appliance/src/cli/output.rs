@@ -1,0 +1,55 @@
+//! Answers on stdout: JSON for programs, aligned text for people.
+
+use std::io::Write as _;
+
+use serde::Serialize;
+
+use crate::exit::{Exit, Failure};
+
+/// Prints `value` as JSON, or what `text` makes of it.
+pub fn print<T: Serialize>(
+    json: bool,
+    value: &T,
+    text: impl FnOnce(&T) -> String,
+) -> Result<(), Failure> {
+    let text = if json {
+        let text = serde_json::to_string_pretty(value);
+        text.map_err(|error| Failure::of(Exit::Failed, &error))? + "\n"
+    } else {
+        text(value)
+    };
+    let mut stdout = std::io::stdout().lock();
+    stdout
+        .write_all(text.as_bytes())
+        .and_then(|()| stdout.flush())
+        .map_err(|error| Failure::of(Exit::Failed, &error))
+}
+
+/// Columns as wide as their longest cell, two blanks between them.
+pub fn table(header: &[&str], rows: &[Vec<String>]) -> String {
+    let width = |column: usize| {
+        let cells = rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count());
+        cells.max().unwrap_or(0).max(header.get(column).map_or(0, |name| name.len()))
+    };
+    let widths: Vec<usize> = (0..header.len()).map(width).collect();
+    let header: Vec<String> = header.iter().map(|name| (*name).to_owned()).collect();
+    let mut text = String::new();
+    for row in std::iter::once(&header).chain(rows) {
+        let cells = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}"));
+        text.push_str(cells.collect::<Vec<_>>().join("  ").trim_end());
+        text.push('\n');
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn columns_are_aligned_and_lines_have_no_blanks_at_their_end() {
+        let rows =
+            vec![vec!["a".to_owned(), "1".to_owned()], vec!["long".to_owned(), String::new()]];
+        assert_eq!(table(&["NAME", "N"], &rows), "NAME  N\na     1\nlong\n");
+    }
+}

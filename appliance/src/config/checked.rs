@@ -1,0 +1,255 @@
+//! Values that were judged once; nobody validates them again.
+
+use std::net::SocketAddr;
+use std::ops::RangeInclusive;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::Paths;
+use super::raw::RawConfig;
+
+const DEFAULT_LISTEN: &str = "0.0.0.0:8443";
+/// The least cooldown that the cloud service accepts.
+const DEFAULT_MIN_COOLDOWN_SECONDS: u32 = 300;
+const DEFAULT_START_TIMEOUT_SECONDS: u32 = 60;
+/// The first user id of the appliance and its workers. systemd's UIDS-GIDS document leaves the
+/// range from 1879048192 to 2147483647 unused.
+const DEFAULT_UID_BASE: u32 = 2_000_000_000;
+/// Ids from `uid_base` on: one for the appliance, one for image workers, the rest for workers.
+pub const UID_COUNT: u32 = 65_536;
+
+/// What the appliance runs with.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Checked {
+    pub listen: SocketAddr,
+    /// Pools answer at `<pool>.<domain>` too when this is set.
+    pub domain: Option<String>,
+    /// A pool with a shorter cooldown is refused.
+    pub min_cooldown: Duration,
+    /// From the launch of a worker until its container's port accepts.
+    pub start_timeout: Duration,
+    /// The appliance's own user and group id when it is started as root.
+    pub uid_base: u32,
+    pub paths: Paths,
+}
+
+/// What the command line may set; it wins over the file.
+#[derive(Debug, Default)]
+pub struct Overrides {
+    pub listen: Option<String>,
+}
+
+/// Why there is no usable configuration. Each message is one line and names the key.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    #[error("Cannot read the configuration file {}", path.display())]
+    Read { path: PathBuf, source: std::io::Error },
+    #[error("{}:{line}: {message}", path.display())]
+    Syntax { path: PathBuf, line: usize, message: String },
+    #[error("`{key}` must be {expected}, not {found}")]
+    Value { key: &'static str, expected: String, found: String },
+    #[error("Cannot make --root {} absolute", root.display())]
+    Root { root: PathBuf, source: std::io::Error },
+    #[error("--root {} is too long: it may have {spare} bytes so that socket names fit", root.display())]
+    RootTooLong { root: PathBuf, spare: usize },
+}
+
+/// Reads the file and checks it. Without `file` the default one is read, and may be absent.
+pub fn load(
+    root: &Path,
+    file: Option<&Path>,
+    overrides: &Overrides,
+) -> Result<Checked, ConfigError> {
+    let paths = Paths::under(root)?;
+    let path = file.unwrap_or(&paths.config_file).to_owned();
+    let raw = match std::fs::read_to_string(&path) {
+        Ok(text) => parse(&path, &text)?,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound && file.is_none() => {
+            RawConfig::default()
+        }
+        Err(source) => return Err(ConfigError::Read { path, source }),
+    };
+    check(raw, paths, overrides)
+}
+
+fn parse(path: &Path, text: &str) -> Result<RawConfig, ConfigError> {
+    toml::from_str(text).map_err(|error| ConfigError::Syntax {
+        path: path.to_owned(),
+        line: error.span().map_or(1, |span| 1 + text[..span.start].matches('\n').count()),
+        message: error.message().replace('\n', " "),
+    })
+}
+
+fn check(raw: RawConfig, paths: Paths, overrides: &Overrides) -> Result<Checked, ConfigError> {
+    let listen = match &overrides.listen {
+        Some(value) => address("--listen", &toml::Value::String(value.clone()))?,
+        None => {
+            let default = || toml::Value::String(DEFAULT_LISTEN.to_owned());
+            address("listen", &raw.listen.unwrap_or_else(default))?
+        }
+    };
+    let min_cooldown = integer(
+        "min_cooldown_seconds",
+        raw.min_cooldown_seconds,
+        DEFAULT_MIN_COOLDOWN_SECONDS,
+        1..=3600,
+    )?;
+    let start_timeout = integer(
+        "start_timeout_seconds",
+        raw.start_timeout_seconds,
+        DEFAULT_START_TIMEOUT_SECONDS,
+        1..=3600,
+    )?;
+    // 0 would keep root, and the ids of a host's own users end well below 65536.
+    let highest = u32::MAX >> 1;
+    let uid_base =
+        integer("uid_base", raw.uid_base, DEFAULT_UID_BASE, UID_COUNT..=highest - UID_COUNT + 1)?;
+    Ok(Checked {
+        listen,
+        domain: raw.domain.map(domain).transpose()?,
+        min_cooldown: Duration::from_secs(min_cooldown.into()),
+        start_timeout: Duration::from_secs(start_timeout.into()),
+        uid_base,
+        paths,
+    })
+}
+
+fn integer(
+    key: &'static str,
+    value: Option<toml::Value>,
+    default: u32,
+    range: RangeInclusive<u32>,
+) -> Result<u32, ConfigError> {
+    let Some(value) = value else {
+        return Ok(default);
+    };
+    value
+        .as_integer()
+        .and_then(|number| u32::try_from(number).ok())
+        .filter(|number| range.contains(number))
+        .ok_or_else(|| ConfigError::Value {
+            key,
+            expected: format!("a whole number from {} to {}", range.start(), range.end()),
+            found: shown(&value),
+        })
+}
+
+fn address(key: &'static str, value: &toml::Value) -> Result<SocketAddr, ConfigError> {
+    value.as_str().and_then(|text| text.parse().ok()).ok_or_else(|| ConfigError::Value {
+        key,
+        expected: "an address with a port, like \"0.0.0.0:8443\" or \"[::]:8443\"".to_owned(),
+        found: shown(value),
+    })
+}
+
+/// A DNS name (RFC 1123 §2.1) in lower case.
+fn domain(value: toml::Value) -> Result<String, ConfigError> {
+    let label = |label: &str| {
+        (1..=63).contains(&label.len())
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+            && label.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+    };
+    match value.as_str() {
+        // A pool's name and a dot come in front; 253 is the limit of a whole name.
+        Some(text) if text.len() <= 253 - 64 && text.split('.').all(label) => Ok(text.to_owned()),
+        _ => Err(ConfigError::Value {
+            key: "domain",
+            expected: "a DNS name in lower case, like \"sessions.example.org\"".to_owned(),
+            found: shown(&value),
+        }),
+    }
+}
+
+/// The value as the file had it, cut so that a message stays one line.
+fn shown(value: &toml::Value) -> String {
+    let text: String =
+        value.to_string().chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+    match text.char_indices().nth(60) {
+        Some((cut, _)) => format!("{}...", &text[..cut]),
+        None => text,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn checked(text: &str) -> Result<Checked, ConfigError> {
+        let raw = parse(Path::new("cabana.toml"), text)?;
+        check(raw, Paths::under(Path::new("/r"))?, &Overrides::default())
+    }
+
+    fn refusal(text: &str) -> String {
+        checked(text).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn empty_file_gives_the_documented_defaults() {
+        let config = checked("").unwrap();
+        assert_eq!(config.listen.to_string(), "0.0.0.0:8443");
+        assert_eq!(config.min_cooldown, Duration::from_secs(300));
+        assert_eq!(config.start_timeout, Duration::from_secs(60));
+        assert_eq!((config.domain, config.uid_base), (None, 2_000_000_000));
+    }
+
+    #[test]
+    fn unknown_key_is_refused_by_name_with_its_line() {
+        let line = refusal("listen = \"[::]:1\"\nlissten = \"0.0.0.0:1\"\n");
+        assert!(line.starts_with("cabana.toml:2: ") && line.contains("`lissten`"), "{line}");
+    }
+
+    #[test]
+    fn every_bad_value_is_refused_in_one_line_that_names_its_key() {
+        let cases = [
+            ("listen", "8443"),
+            ("listen", "\"localhost\""),
+            ("domain", "\"-x.example\""),
+            ("domain", "\"Example.org\""),
+            ("domain", "\"a..b\""),
+            ("domain", "[\n1,\n2]"),
+            ("min_cooldown_seconds", "0"),
+            ("min_cooldown_seconds", "\"300\""),
+            ("min_cooldown_seconds", "-1"),
+            ("start_timeout_seconds", "99999999999"),
+            ("start_timeout_seconds", "1.5"),
+            ("uid_base", "0"),
+            ("uid_base", "4294967295"),
+        ];
+        for (key, value) in cases {
+            let line = refusal(&format!("{key} = {value}"));
+            assert!(
+                line.contains(&format!("`{key}`")) && !line.contains('\n'),
+                "{key} = {value}: {line}"
+            );
+        }
+    }
+
+    #[test]
+    fn syntax_error_is_one_line_with_its_place() {
+        let line = refusal("domain = \"x\"\nlisten = = 3\n");
+        assert!(line.starts_with("cabana.toml:2: ") && !line.contains('\n'), "{line}");
+    }
+
+    #[test]
+    fn command_line_wins_over_the_file_and_is_checked_too() {
+        let file = || parse(Path::new("f"), "listen = \"127.0.0.1:1\"").unwrap();
+        let paths = Paths::under(Path::new("/r")).unwrap();
+        let with = |value: &str| Overrides { listen: Some(value.to_owned()) };
+        let config = check(file(), paths.clone(), &with("127.0.0.1:2")).unwrap();
+        assert_eq!(config.listen.port(), 2);
+        let line = check(file(), paths, &with("x")).unwrap_err().to_string();
+        assert!(line.contains("`--listen`"), "{line}");
+    }
+
+    #[test]
+    fn named_file_must_exist_and_the_default_one_need_not() {
+        let root = tempfile::tempdir().unwrap();
+        load(root.path(), None, &Overrides::default()).unwrap();
+        let missing = root.path().join("missing.toml");
+        let error = load(root.path(), Some(&missing), &Overrides::default()).unwrap_err();
+        assert!(matches!(error, ConfigError::Read { path, .. } if path == missing));
+    }
+}

@@ -1,0 +1,12 @@
+//! The configuration file and the places on disk.
+//!
+//! Two lives: [`raw`] mirrors the file and takes anything, [`checked`] cannot be built wrong. The
+//! warden reads the file once and hands the checked values to the appliance process, so that both
+//! always mean the same.
+
+mod checked;
+mod paths;
+mod raw;
+
+pub use checked::{Checked, ConfigError, Overrides, load};
+pub use paths::Paths;

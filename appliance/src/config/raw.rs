@@ -1,0 +1,14 @@
+//! The file as written. Every value is taken as it comes; `checked` judges it by key.
+
+use serde::Deserialize;
+
+/// The top level of `cabana.toml`. A key that is not here is refused by name.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RawConfig {
+    pub listen: Option<toml::Value>,
+    pub domain: Option<toml::Value>,
+    pub min_cooldown_seconds: Option<toml::Value>,
+    pub start_timeout_seconds: Option<toml::Value>,
+    pub uid_base: Option<toml::Value>,
+}

@@ -1,0 +1,87 @@
+//! Whether this host can run guests. `doctor` and `serve` ask here and say the same words.
+
+use std::fs::File;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use vmm::ProbeReport;
+
+const DEVICE: &str = "/dev/kvm";
+/// The only one there ever was since 2.6.22 (Documentation/virt/kvm/api.rst §4.1); `vmm` refuses others.
+pub const API_VERSION: u32 = 12;
+
+/// Why no guest can run here, with what to do about it.
+#[derive(Debug, thiserror::Error)]
+pub enum KvmError {
+    #[error(
+        "{} does not exist: enable VT-x or AMD-V in the firmware (or nested virtualisation, when this is a virtual machine) and load kvm_intel or kvm_amd",
+        path.display()
+    )]
+    Absent { path: PathBuf },
+    #[error(
+        "uid {uid} may not open {}: add the user to the group kvm (`usermod -aG kvm NAME`, then log in again) or start as root",
+        path.display()
+    )]
+    Permission { path: PathBuf, uid: u32 },
+    #[error("Cannot open {}", path.display())]
+    Open { path: PathBuf, source: io::Error },
+    #[error(
+        "{} opens but cannot run a guest: {why}; use a host whose CPU does the virtualisation, not one that emulates KVM in software",
+        path.display()
+    )]
+    CannotRun { path: PathBuf, why: String },
+}
+
+/// Opens `/dev/kvm` and proves that a guest runs on it.
+pub fn open_usable() -> Result<File, KvmError> {
+    let file = open(Path::new(DEVICE))?;
+    probe(&file)?;
+    Ok(file)
+}
+
+pub fn check() -> Result<ProbeReport, KvmError> {
+    probe(&open(Path::new(DEVICE))?)
+}
+
+fn open(path: &Path) -> Result<File, KvmError> {
+    let path = path.to_owned();
+    File::options().read(true).write(true).open(&path).map_err(|source| match source.kind() {
+        io::ErrorKind::NotFound => KvmError::Absent { path },
+        io::ErrorKind::PermissionDenied => {
+            KvmError::Permission { path, uid: rustix::process::geteuid().as_raw() }
+        }
+        // ENODEV and ENXIO: the node is there, the driver is not.
+        _ if matches!(source.raw_os_error(), Some(6 | 19)) => KvmError::Absent { path },
+        _ => KvmError::Open { path, source },
+    })
+}
+
+fn probe(file: &File) -> Result<ProbeReport, KvmError> {
+    vmm::probe(file).map_err(|error| KvmError::CannotRun {
+        path: PathBuf::from(DEVICE),
+        why: crate::exit::chain(&error),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn absent_device_and_missing_permission_have_different_remedies() {
+        let folder = tempfile::tempdir().unwrap();
+        let missing = open(&folder.path().join("kvm")).unwrap_err();
+        assert!(
+            matches!(&missing, KvmError::Absent { .. }) && missing.to_string().contains("firmware")
+        );
+        let denied = KvmError::Permission { path: DEVICE.into(), uid: 1000 }.to_string();
+        assert!(denied.contains("usermod -aG kvm"), "{denied}");
+    }
+
+    #[test]
+    fn device_that_is_no_kvm_cannot_run_a_guest() {
+        let null = File::options().read(true).write(true).open("/dev/null").unwrap();
+        let error = probe(&null).unwrap_err();
+        assert!(matches!(error, KvmError::CannotRun { .. }), "{error}");
+    }
+}

@@ -1,0 +1,196 @@
+//! The body of an answer, and the log line that is written when it has ended.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Instant;
+
+use bytes::Bytes;
+use http::{Method, Response, StatusCode, Version};
+use http_body_util::Full;
+use hyper::body::{Body, Frame, Incoming, SizeHint};
+use hyper::client::conn::http1::SendRequest;
+use uuid::Uuid;
+
+use super::refusal::{Code, Refusal};
+use crate::pool::{Lease, PoolName, RequestBody, Upstream};
+
+/// What is said about a request when it has ended. It never holds an identifier, a token, a path or
+/// a payload.
+#[derive(Debug)]
+pub struct RequestLog {
+    pub trace: String,
+    pub method: Method,
+    pub version: Version,
+    pub pool: Option<PoolName>,
+    pub session: Option<Uuid>,
+    pub status: StatusCode,
+    pub code: Option<Code>,
+    pub cause: Option<anyhow::Error>,
+    pub started: Instant,
+    pub bytes_out: u64,
+    /// Cleared when the answer was cut short, by either side.
+    pub complete: bool,
+}
+
+impl RequestLog {
+    /// Of a request that has just come.
+    pub fn new(method: Method, version: Version) -> Self {
+        Self {
+            trace: Uuid::new_v4().simple().to_string(),
+            method,
+            version,
+            pool: None,
+            session: None,
+            status: StatusCode::OK,
+            code: None,
+            cause: None,
+            started: Instant::now(),
+            bytes_out: 0,
+            complete: false,
+        }
+    }
+}
+
+impl Drop for RequestLog {
+    fn drop(&mut self) {
+        tracing::info!(
+            trace = self.trace,
+            method = %self.method,
+            version = ?self.version,
+            pool = self.pool.as_ref().map(tracing::field::display),
+            session = self.session.as_ref().map(tracing::field::display),
+            status = self.status.as_u16(),
+            code = self.code.map(Code::as_str),
+            cause = self.cause.as_ref().map(|cause| format!("{cause:#}")),
+            bytes_out = self.bytes_out,
+            complete = self.complete,
+            ms = %format_args!("{:.1}", self.started.elapsed().as_secs_f64() * 1000.0),
+            "request"
+        );
+    }
+}
+
+/// The answer for a caller that does not get what it asked for.
+pub fn refuse(mut refusal: Refusal, operation: &str, mut log: RequestLog) -> Response<AnswerBody> {
+    log.status = refusal.code.status();
+    log.code = Some(refusal.code);
+    log.cause = refusal.cause.take();
+    log.complete = true;
+    let (parts, body) = refusal.into_response(&log.trace, operation).into_parts();
+    Response::from_parts(parts, AnswerBody::own(body, Some(log)))
+}
+
+/// The body of every answer of the front door.
+pub struct AnswerBody {
+    source: Source,
+    /// Absent when a tunnel goes on after this answer: it has the line then.
+    log: Option<RequestLog>,
+}
+
+enum Source {
+    Own(Full<Bytes>),
+    Container { body: Incoming, hold: Option<Hold> },
+}
+
+/// What an answer of a container holds until it has been read to its end.
+pub struct Hold {
+    pub lease: Lease,
+    pub upstream: Arc<Upstream>,
+    pub sender: SendRequest<RequestBody>,
+}
+
+impl AnswerBody {
+    /// A body of our own.
+    pub fn own(bytes: Bytes, log: Option<RequestLog>) -> Self {
+        Self {
+            source: Source::Own(Full::new(bytes)),
+            log,
+        }
+    }
+
+    /// A body that a container sends.
+    pub fn from_container(body: Incoming, hold: Hold, log: RequestLog) -> Self {
+        let mut this = Self {
+            source: Source::Container {
+                body,
+                hold: Some(hold),
+            },
+            log: Some(log),
+        };
+        if this.is_end_stream() {
+            this.finish();
+        }
+        this
+    }
+
+    /// The answer is whole: the connection can be used again, the session's idle clock may run.
+    fn finish(&mut self) {
+        if let Some(log) = &mut self.log {
+            log.complete = true;
+        }
+        if let Source::Container { hold, .. } = &mut self.source
+            && let Some(Hold {
+                lease,
+                upstream,
+                sender,
+            }) = hold.take()
+        {
+            upstream.keep(sender);
+            drop(lease);
+        }
+    }
+}
+
+impl Body for AnswerBody {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        let frame = match &mut self.source {
+            Source::Own(body) => Pin::new(body)
+                .poll_frame(context)
+                .map_err(|never| match never {}),
+            Source::Container { body, .. } => Pin::new(body).poll_frame(context),
+        };
+        if let Poll::Ready(ready) = &frame {
+            match ready {
+                Some(Ok(frame)) => {
+                    let length = frame.data_ref().map_or(0, Bytes::len) as u64;
+                    if let Some(log) = &mut self.log {
+                        log.bytes_out += length;
+                    }
+                    // The server does not ask again after the last byte of a known length.
+                    if self.is_end_stream() {
+                        self.finish();
+                    }
+                }
+                Some(Err(error)) => {
+                    let error = anyhow::anyhow!("the container's answer broke off: {error}");
+                    if let Some(log) = &mut self.log {
+                        log.cause = Some(error);
+                    }
+                }
+                None => self.finish(),
+            }
+        }
+        frame
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.source {
+            Source::Own(body) => body.is_end_stream(),
+            Source::Container { body, .. } => body.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.source {
+            Source::Own(body) => body.size_hint(),
+            Source::Container { body, .. } => body.size_hint(),
+        }
+    }
+}

@@ -1,0 +1,167 @@
+//! The front door: TLS, bearer token, pool, identifier, session, and the request goes through.
+//!
+//! ```text
+//! listener (tls) ─▶ Front::handle ─▶ auth ─▶ route ─▶ pool claim ─▶ forward ─▶ container
+//!                        └─ anything wrong ─▶ refusal
+//! ```
+//!
+//! # Trust
+//! Everything that comes in is hostile until the token is checked, and the container's answers stay
+//! so: they are framed anew, their hop-by-hop headers are dropped, and only one request at a time is
+//! on a connection to a container, whose connections serve no other session.
+
+pub mod answer;
+pub mod auth;
+pub mod listener;
+pub mod refusal;
+pub mod tls;
+
+mod forward;
+mod headers;
+mod route;
+
+pub use route::percent_decode;
+
+#[cfg(test)]
+mod tests;
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use http::uri::PathAndQuery;
+use http::{HeaderMap, Request, Response, Version, header};
+use hyper::body::Incoming;
+
+use answer::{AnswerBody, RequestLog};
+use auth::{Authority, SESSION_EXECUTOR};
+use forward::{Outgoing, forward};
+use refusal::{Code, OPERATION_ID_HEADER, Refusal};
+
+use crate::pool::Pools;
+
+/// Longest `operation-id` of a client that is repeated in the answer.
+const MAX_OPERATION_ID: usize = 64;
+
+/// Answers requests. One for the whole process.
+pub struct Front {
+    pub pools: Pools,
+    pub authority: Arc<Authority>,
+    pub domain: Option<String>,
+}
+
+impl Front {
+    /// Answers one request; always with an answer, never with an error.
+    pub async fn handle(&self, request: Request<Incoming>, peer: IpAddr) -> Response<AnswerBody> {
+        let mut log = RequestLog::new(request.method().clone(), request.version());
+        let operation = operation_id(request.headers()).unwrap_or_else(|| log.trace.clone());
+        let outgoing = match self.clear(request, peer, &operation, &mut log).await {
+            Ok(outgoing) => outgoing,
+            Err(refusal) => return answer::refuse(refusal, &operation, log),
+        };
+        forward(outgoing, log).await
+    }
+
+    /// Everything that must be right before the request may go to a container.
+    async fn clear(
+        &self,
+        request: Request<Incoming>,
+        peer: IpAddr,
+        operation: &str,
+        log: &mut RequestLog,
+    ) -> Result<Outgoing, Refusal> {
+        let version = request.version();
+        headers::refuse_ambiguous(request.method(), request.headers(), version).map_err(
+            |refusal| {
+                // Where this request ends may be in doubt too, so nothing after it is read.
+                let closes = version < Version::HTTP_2;
+                if closes {
+                    refusal.header(header::CONNECTION, "close")
+                } else {
+                    refusal
+                }
+            },
+        )?;
+        let claims = self.authority.check(request.headers())?;
+        let host = authority_of(&request)?;
+        let slash = PathAndQuery::from_static("/");
+        let target = request.uri().path_and_query().unwrap_or(&slash);
+        let route = route::route(host_name(&host), target, self.domain.as_deref())?;
+        // Before anything is said about the pool, so that a token cannot be used to look around.
+        claims.permit(SESSION_EXECUTOR, &route.pool)?;
+        let (record, handle) = self
+            .pools
+            .get(&route.pool)
+            .ok_or_else(|| route::no_pool(route.pool.as_str()))?;
+        if let Some((subscription, group)) = &route.group
+            && !(record.subscription.eq_ignore_ascii_case(subscription)
+                && record.resource_group.eq_ignore_ascii_case(group))
+        {
+            return Err(route::no_pool(route.pool.as_str()));
+        }
+        log.pool = Some(route.pool.clone());
+        if route.is_management() {
+            let message = "This management call is not supported on a custom container pool";
+            return Err(Refusal::new(Code::SessionRequestNotSupported, message));
+        }
+        let identifier = route::identifier(route.rest.query())?;
+        let lease = handle.claim(identifier).await?;
+        log.session = Some(lease.session);
+        let operation = operation.to_owned();
+        Ok(Outgoing {
+            request,
+            lease,
+            target: route.rest,
+            host,
+            peer,
+            operation,
+        })
+    }
+}
+
+/// Host and port that the client asked for. Where it says so twice, both must be the same.
+fn authority_of(request: &Request<Incoming>) -> Result<String, Refusal> {
+    let in_header = request
+        .headers()
+        .get(header::HOST)
+        .map(|host| host.to_str().unwrap_or_default());
+    let in_target = request
+        .uri()
+        .authority()
+        .map(|authority| authority.as_str());
+    let named = match (in_target, in_header) {
+        (Some(target), Some(header)) if !target.eq_ignore_ascii_case(header) => None,
+        (Some(host), _) | (None, Some(host)) => Some(host),
+        (None, None) => None,
+    };
+    named
+        .filter(|host| is_authority(host))
+        .map(str::to_owned)
+        .ok_or_else(|| {
+            let message = "The host is missing, malformed, or named twice with different values";
+            Refusal::new(Code::SessionRequestValidationFailed, message).target("host")
+        })
+}
+
+/// Host and optional port, nothing else: in particular no user information.
+fn is_authority(text: &str) -> bool {
+    !text.contains('@')
+        && text
+            .parse::<http::uri::Authority>()
+            .is_ok_and(|parsed| !parsed.host().is_empty())
+}
+
+fn host_name(authority: &str) -> &str {
+    match authority.rsplit_once(':') {
+        Some((host, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => host,
+        _ => authority,
+    }
+}
+
+fn operation_id(headers: &HeaderMap) -> Option<String> {
+    let value = headers.get(OPERATION_ID_HEADER)?.to_str().ok()?;
+    let fits = (1..=MAX_OPERATION_ID).contains(&value.len())
+        && value
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
+    fits.then(|| value.to_owned())
+}

@@ -1,0 +1,344 @@
+//! What a caller gets when it does not get what it asked for.
+//!
+//! One shape for both planes: `{"error": {"code", "message", "target"?, "traceId"}}`, the code again
+//! in `x-ms-error-code`, the trace id in `operation-id`. Codes are stable words; the table in
+//! `appliance/README.md` is checked against `Code::ALL`.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{self, HeaderName, HeaderValue};
+use http::{HeaderMap, StatusCode};
+use serde_json::json;
+
+use crate::pool::Denied;
+use crate::pool::launcher::{StartFailure, StartFailureCause};
+
+/// The error code again, for clients that do not read bodies.
+pub const ERROR_CODE_HEADER: HeaderName = HeaderName::from_static("x-ms-error-code");
+/// Names this one operation in answers and logs.
+pub const OPERATION_ID_HEADER: HeaderName = HeaderName::from_static("operation-id");
+
+/// Most console lines that are sent to a caller.
+const CONSOLE_LINES: usize = 20;
+
+/// The stable word for what went wrong.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Code {
+    SessionRequestValidationFailed,
+    SessionRequestNotSupported,
+    InvalidRequestContent,
+    SessionPoolInvalidProperty,
+    SessionPoolNotSupported,
+    ImageNotFound,
+    ImageCorrupt,
+    ImagePlatformUnsupported,
+    ImageTooLarge,
+    ImageUnsupported,
+    ImageStorageFailed,
+    ImageWorkerFailed,
+    Unauthorized,
+    Forbidden,
+    ResourceNotFound,
+    SessionPoolNotFound,
+    MethodNotAllowed,
+    SessionPoolNameInUse,
+    PayloadTooLarge,
+    MaxConcurrentSessionsReached,
+    InternalError,
+    SessionUnreachable,
+    SessionStartFailed,
+    SessionPoolClosing,
+    SessionStartTimeout,
+}
+
+impl Code {
+    /// Every code.
+    #[cfg(test)]
+    pub const ALL: [Self; 25] = [
+        Self::SessionRequestValidationFailed,
+        Self::SessionRequestNotSupported,
+        Self::InvalidRequestContent,
+        Self::SessionPoolInvalidProperty,
+        Self::SessionPoolNotSupported,
+        Self::ImageNotFound,
+        Self::ImageCorrupt,
+        Self::ImagePlatformUnsupported,
+        Self::ImageTooLarge,
+        Self::ImageUnsupported,
+        Self::ImageStorageFailed,
+        Self::ImageWorkerFailed,
+        Self::Unauthorized,
+        Self::Forbidden,
+        Self::ResourceNotFound,
+        Self::SessionPoolNotFound,
+        Self::MethodNotAllowed,
+        Self::SessionPoolNameInUse,
+        Self::PayloadTooLarge,
+        Self::MaxConcurrentSessionsReached,
+        Self::InternalError,
+        Self::SessionUnreachable,
+        Self::SessionStartFailed,
+        Self::SessionPoolClosing,
+        Self::SessionStartTimeout,
+    ];
+
+    /// As it is sent.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::SessionRequestValidationFailed => "SessionRequestValidationFailed",
+            Self::SessionRequestNotSupported => "SessionRequestNotSupported",
+            Self::InvalidRequestContent => "InvalidRequestContent",
+            Self::SessionPoolInvalidProperty => "SessionPoolInvalidProperty",
+            Self::SessionPoolNotSupported => "SessionPoolNotSupported",
+            Self::ImageNotFound => "ImageNotFound",
+            Self::ImageCorrupt => "ImageCorrupt",
+            Self::ImagePlatformUnsupported => "ImagePlatformUnsupported",
+            Self::ImageTooLarge => "ImageTooLarge",
+            Self::ImageUnsupported => "ImageUnsupported",
+            Self::ImageStorageFailed => "ImageStorageFailed",
+            Self::ImageWorkerFailed => "ImageWorkerFailed",
+            Self::Unauthorized => "Unauthorized",
+            Self::Forbidden => "Forbidden",
+            Self::ResourceNotFound => "ResourceNotFound",
+            Self::SessionPoolNotFound => "SessionPoolNotFound",
+            Self::MethodNotAllowed => "MethodNotAllowed",
+            Self::SessionPoolNameInUse => "SessionPoolNameInUse",
+            Self::PayloadTooLarge => "PayloadTooLarge",
+            Self::MaxConcurrentSessionsReached => "MaxConcurrentSessionsReached",
+            Self::InternalError => "InternalError",
+            Self::SessionUnreachable => "SessionUnreachable",
+            Self::SessionStartFailed => "SessionStartFailed",
+            Self::SessionPoolClosing => "SessionPoolClosing",
+            Self::SessionStartTimeout => "SessionStartTimeout",
+        }
+    }
+
+    /// The status that goes with it.
+    pub const fn status(self) -> StatusCode {
+        match self {
+            Self::SessionRequestValidationFailed
+            | Self::SessionRequestNotSupported
+            | Self::InvalidRequestContent
+            | Self::SessionPoolInvalidProperty
+            | Self::SessionPoolNotSupported
+            | Self::ImageNotFound
+            | Self::ImageCorrupt
+            | Self::ImagePlatformUnsupported
+            | Self::ImageUnsupported => StatusCode::BAD_REQUEST,
+            Self::Unauthorized => StatusCode::UNAUTHORIZED,
+            Self::Forbidden => StatusCode::FORBIDDEN,
+            Self::ResourceNotFound | Self::SessionPoolNotFound => StatusCode::NOT_FOUND,
+            Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
+            Self::SessionPoolNameInUse => StatusCode::CONFLICT,
+            Self::PayloadTooLarge | Self::ImageTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::MaxConcurrentSessionsReached => StatusCode::TOO_MANY_REQUESTS,
+            Self::InternalError | Self::ImageStorageFailed | Self::ImageWorkerFailed => {
+                StatusCode::INTERNAL_SERVER_ERROR
+            }
+            Self::SessionUnreachable => StatusCode::BAD_GATEWAY,
+            Self::SessionStartFailed | Self::SessionPoolClosing => StatusCode::SERVICE_UNAVAILABLE,
+            Self::SessionStartTimeout => StatusCode::GATEWAY_TIMEOUT,
+        }
+    }
+}
+
+/// An error on its way to a caller. `cause` is for the log and never sent.
+#[derive(Debug)]
+pub struct Refusal {
+    pub code: Code,
+    pub message: String,
+    pub target: Option<String>,
+    /// Boxed, since a refusal travels in many results.
+    pub headers: Box<HeaderMap>,
+    pub cause: Option<anyhow::Error>,
+}
+
+impl Refusal {
+    /// With nothing but code and message.
+    pub fn new(code: Code, message: impl Into<String>) -> Self {
+        let message = message.into();
+        Self {
+            code,
+            message,
+            target: None,
+            headers: Box::default(),
+            cause: None,
+        }
+    }
+
+    /// Something failed that the caller can do nothing about.
+    pub fn internal(message: impl Into<String>, cause: impl Into<anyhow::Error>) -> Self {
+        Self {
+            cause: Some(cause.into()),
+            ..Self::new(Code::InternalError, message)
+        }
+    }
+
+    /// Names the property or parameter that is wrong.
+    #[must_use]
+    pub fn target(mut self, target: impl Into<String>) -> Self {
+        self.target = Some(target.into());
+        self
+    }
+
+    /// Adds the cause, for the log.
+    #[must_use]
+    pub fn cause(mut self, cause: impl Into<anyhow::Error>) -> Self {
+        self.cause = Some(cause.into());
+        self
+    }
+
+    /// Adds a header.
+    #[must_use]
+    pub fn header(mut self, name: HeaderName, value: &str) -> Self {
+        if let Ok(value) = HeaderValue::from_str(value) {
+            self.headers.insert(name, value);
+        }
+        self
+    }
+
+    /// Says when to try again, in whole seconds, at least one.
+    #[must_use]
+    pub fn retry_after(self, after: Duration) -> Self {
+        let seconds = after.as_secs() + u64::from(after.subsec_nanos() > 0);
+        self.header(header::RETRY_AFTER, &seconds.max(1).to_string())
+    }
+
+    /// Status, headers and body. `trace` names the operation in our log, `operation` in the answer.
+    pub fn into_response(self, trace: &str, operation: &str) -> http::Response<Bytes> {
+        let mut error = json!({
+            "code": self.code.as_str(), "message": self.message, "traceId": trace,
+        });
+        if let Some(target) = self.target {
+            error["target"] = target.into();
+        }
+        let body = Bytes::from(json!({ "error": error }).to_string());
+        let mut response = http::Response::new(body);
+        *response.status_mut() = self.code.status();
+        *response.headers_mut() = *self.headers;
+        let headers = response.headers_mut();
+        headers.insert(
+            header::CONTENT_TYPE,
+            HeaderValue::from_static("application/json"),
+        );
+        headers.insert(
+            ERROR_CODE_HEADER,
+            HeaderValue::from_static(self.code.as_str()),
+        );
+        if let Ok(operation) = HeaderValue::from_str(operation) {
+            headers.insert(OPERATION_ID_HEADER, operation);
+        }
+        response
+    }
+}
+
+impl From<Denied> for Refusal {
+    fn from(denied: Denied) -> Self {
+        match denied {
+            Denied::Full {
+                max_sessions,
+                retry_after,
+            } => Self::new(
+                Code::MaxConcurrentSessionsReached,
+                format!("The pool has reached its maximum of {max_sessions} concurrent sessions"),
+            )
+            .retry_after(retry_after),
+            Denied::StartFailed(failure) => start_failed(&failure),
+            Denied::NotRecorded => {
+                Self::new(Code::InternalError, "The session could not be recorded")
+            }
+            Denied::Closing => Self::new(
+                Code::SessionPoolClosing,
+                "The pool is being deleted or the appliance is stopping",
+            )
+            .retry_after(Duration::from_secs(1)),
+        }
+    }
+}
+
+fn start_failed(failure: &StartFailure) -> Refusal {
+    let code = match failure.cause {
+        StartFailureCause::TimedOut { .. } => Code::SessionStartTimeout,
+        StartFailureCause::Launch { .. }
+        | StartFailureCause::Container { .. }
+        | StartFailureCause::Exited { .. }
+        | StartFailureCause::Ended { .. }
+        | StartFailureCause::GuestEnded { .. } => Code::SessionStartFailed,
+    };
+    let mut message = failure.cause.to_string();
+    let skipped = failure.console.len().saturating_sub(CONSOLE_LINES);
+    let lines = &failure.console[skipped..];
+    if lines.is_empty() {
+        message.push_str(". It printed nothing");
+    } else {
+        message.push_str(". Its last lines:");
+        for line in lines {
+            message.push('\n');
+            message.push_str(line);
+        }
+    }
+    Refusal::new(code, message)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn readme_lists_every_code_with_its_status() {
+        let readme = concat!(env!("CARGO_MANIFEST_DIR"), "/README.md");
+        let readme = std::fs::read_to_string(readme).unwrap();
+        for code in Code::ALL {
+            let row = format!("| {} | `{}` |", code.status().as_u16(), code.as_str());
+            assert!(
+                readme.contains(&row),
+                "appliance/README.md lacks the row {row}"
+            );
+        }
+    }
+
+    #[test]
+    fn cause_is_not_sent() {
+        let refusal = Refusal::internal("It failed", anyhow::anyhow!("secret path")).target("x");
+        let response = refusal.into_response("t-1", "o-1");
+        let body: serde_json::Value = serde_json::from_slice(response.body()).unwrap();
+        let expected = json!({"error": {
+            "code": "InternalError", "message": "It failed", "target": "x", "traceId": "t-1"
+        }});
+        assert_eq!(body, expected);
+        assert_eq!(response.headers()[OPERATION_ID_HEADER], "o-1");
+    }
+
+    #[test]
+    fn retry_after_is_rounded_up_and_never_zero() {
+        for (millis, header) in [
+            (0, "1"),
+            (1, "1"),
+            (1000, "1"),
+            (1001, "2"),
+            (300_000, "300"),
+        ] {
+            let refusal = Refusal::new(Code::MaxConcurrentSessionsReached, "")
+                .retry_after(Duration::from_millis(millis));
+            assert_eq!(refusal.headers[header::RETRY_AFTER], header);
+        }
+    }
+
+    #[test]
+    fn failed_start_carries_only_the_last_lines() {
+        let console = (0..30).map(|n| format!("line {n}")).collect();
+        let cause = StartFailureCause::Exited {
+            how: "exit status 3".into(),
+            port: 80,
+        };
+        let refusal = Refusal::from(Denied::StartFailed(StartFailure { cause, console }));
+        assert_eq!(refusal.code, Code::SessionStartFailed);
+        assert!(
+            refusal
+                .message
+                .starts_with("The container ended with exit status 3")
+        );
+        assert!(refusal.message.ends_with("line 29") && !refusal.message.contains("line 9\n"));
+    }
+}

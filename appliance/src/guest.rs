@@ -1,0 +1,169 @@
+//! The guest that is inside this binary: kernel, initramfs and an empty writable file system.
+//!
+//! Each is unpacked once, into memory that is sealed afterwards, and every worker gets the same
+//! descriptors: one copy per host, and no worker can change what the next one boots.
+
+use std::fs::File;
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::os::fd::AsFd;
+use std::path::Path;
+use std::sync::Arc;
+
+use rustix::fs::{MemfdFlags, Mode, OFlags, SealFlags};
+
+static KERNEL: &[u8] = include_bytes!(concat!(env!("CABANA_GUEST_DIR"), "/vmlinux.zst"));
+static INITRAMFS: &[u8] = include_bytes!(concat!(env!("CABANA_GUEST_DIR"), "/initramfs.cpio.zst"));
+static SCRATCH: &[u8] = include_bytes!(concat!(env!("CABANA_GUEST_DIR"), "/scratch.ext4.zst"));
+
+/// The size of a session's writable layer. Blocks are only taken when they are written.
+pub const DISK_BYTES: u64 = 8 << 30;
+/// What is looked at for zeros at a time; the block size of the file system.
+const BLOCK: usize = 4096;
+
+/// Why the guest could not be prepared.
+#[derive(Debug, thiserror::Error)]
+pub enum GuestError {
+    #[error("Cannot unpack the embedded {what}")]
+    Unpack { what: &'static str, source: io::Error },
+    #[error("Cannot make a disk in {folder}")]
+    Disk { folder: String, source: io::Error },
+}
+
+/// The unpacked artefacts. Cloning shares them.
+#[derive(Debug, Clone)]
+pub struct Guest {
+    inner: Arc<Artefacts>,
+}
+
+#[derive(Debug)]
+struct Artefacts {
+    kernel: File,
+    initramfs: File,
+    /// Kept as it will be written: only its blocks that are not zero.
+    scratch: Vec<(u64, Vec<u8>)>,
+}
+
+impl Guest {
+    pub fn unpack() -> Result<Self, GuestError> {
+        let kernel = sealed("kernel", KERNEL)?;
+        let initramfs = sealed("initramfs", INITRAMFS)?;
+        let scratch = extents(zstd::Decoder::new(SCRATCH).map_err(unpacking("file system"))?)
+            .map_err(unpacking("file system"))?;
+        Ok(Self { inner: Arc::new(Artefacts { kernel, initramfs, scratch }) })
+    }
+
+    pub fn kernel(&self) -> &File {
+        &self.inner.kernel
+    }
+
+    pub fn initramfs(&self) -> &File {
+        &self.inner.initramfs
+    }
+
+    /// A new empty disk in `folder`. It has no name, so it is gone with its last descriptor.
+    pub fn new_disk(&self, folder: &Path) -> Result<File, GuestError> {
+        self.write_disk(folder)
+            .map_err(|source| GuestError::Disk { folder: folder.display().to_string(), source })
+    }
+
+    fn write_disk(&self, folder: &Path) -> io::Result<File> {
+        let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+        let mut disk = match rustix::fs::open(folder, flags, Mode::RUSR | Mode::WUSR) {
+            Ok(disk) => File::from(disk),
+            // Some file systems (NFS, older overlayfs) have no nameless files.
+            Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::ISDIR) => {
+                tempfile::tempfile_in(folder)?
+            }
+            Err(error) => return Err(error.into()),
+        };
+        for (offset, bytes) in &self.inner.scratch {
+            disk.seek(SeekFrom::Start(*offset))?;
+            disk.write_all(bytes)?;
+        }
+        disk.set_len(DISK_BYTES)?;
+        Ok(disk)
+    }
+}
+
+fn unpacking(what: &'static str) -> impl Fn(io::Error) -> GuestError {
+    move |source| GuestError::Unpack { what, source }
+}
+
+fn sealed(what: &'static str, packed: &[u8]) -> Result<File, GuestError> {
+    seal(what, packed).map_err(unpacking(what))
+}
+
+fn seal(name: &str, packed: &[u8]) -> io::Result<File> {
+    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+    let mut file = File::from(rustix::fs::memfd_create(name, flags)?);
+    io::copy(&mut zstd::Decoder::new(packed)?, &mut file)?;
+    file.rewind()?;
+    let seals = SealFlags::SEAL | SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE;
+    rustix::fs::fcntl_add_seals(file.as_fd(), seals)?;
+    Ok(file)
+}
+
+/// The runs of blocks that are not zero, with their offsets.
+fn extents(mut image: impl Read) -> io::Result<Vec<(u64, Vec<u8>)>> {
+    let mut runs: Vec<(u64, Vec<u8>)> = Vec::new();
+    let mut offset = 0u64;
+    let mut block = Vec::with_capacity(BLOCK);
+    loop {
+        block.clear();
+        (&mut image).take(BLOCK as u64).read_to_end(&mut block)?;
+        if block.is_empty() {
+            return Ok(runs);
+        }
+        if block.iter().any(|byte| *byte != 0) {
+            match runs.last_mut() {
+                Some((start, run)) if *start + run.len() as u64 == offset => {
+                    run.extend_from_slice(&block);
+                }
+                _ => runs.push((offset, block.clone())),
+            }
+        }
+        offset += block.len() as u64;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::MetadataExt;
+
+    #[test]
+    fn unpacked_kernel_cannot_be_changed_through_its_descriptor() {
+        let guest = Guest::unpack().unwrap();
+        let mut kernel = guest.kernel().try_clone().unwrap();
+        kernel.write_all(b"x").unwrap_err();
+        kernel.set_len(0).unwrap_err();
+        assert!(kernel.metadata().unwrap().len() > 0);
+    }
+
+    #[test]
+    fn zero_blocks_of_the_template_are_not_kept() {
+        let mut image = vec![0; 5 * BLOCK + 7];
+        image[BLOCK + 1] = 1;
+        image[2 * BLOCK] = 2;
+        image[5 * BLOCK + 6] = 3;
+        let runs = extents(image.as_slice()).unwrap();
+        let places: Vec<_> = runs.iter().map(|(offset, run)| (*offset, run.len())).collect();
+        assert_eq!(places, [(BLOCK as u64, 2 * BLOCK), (5 * BLOCK as u64, 7)]);
+        let mut again = vec![0; image.len()];
+        for (offset, run) in runs {
+            let start = usize::try_from(offset).unwrap();
+            again[start..start + run.len()].copy_from_slice(&run);
+        }
+        assert_eq!(again, image);
+    }
+
+    #[test]
+    fn disk_has_its_full_size_takes_little_room_and_leaves_no_name() {
+        let folder = tempfile::tempdir().unwrap();
+        let disk = Guest::unpack().unwrap().new_disk(folder.path()).unwrap();
+        let metadata = disk.metadata().unwrap();
+        assert_eq!(metadata.len(), DISK_BYTES);
+        assert!(metadata.blocks() * 512 < 64 << 20, "{} blocks", metadata.blocks());
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
+    }
+}

@@ -1,0 +1,6 @@
+//! The whole import, in process: what layers make, what archives are refused, what the cache keeps.
+
+mod cache;
+mod hostile;
+mod import;
+mod semantics;

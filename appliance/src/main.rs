@@ -1,0 +1,24 @@
+//! `cabana`: one binary, several kinds of process. See `cli` for the ways in.
+#![forbid(unsafe_code)]
+
+mod admin;
+mod appliance;
+mod bench;
+mod cli;
+mod config;
+mod doctor;
+mod exit;
+mod front;
+mod guest;
+mod images;
+mod pool;
+mod privileges;
+mod service;
+mod store;
+mod telemetry;
+mod warden;
+mod worker;
+
+fn main() -> std::process::ExitCode {
+    cli::run().into()
+}

@@ -1,0 +1,131 @@
+//! What the pool needs of the world below it: somebody who starts guests.
+//!
+//! The appliance's own implementation starts workers through the warden; tests use local servers.
+
+use std::fmt;
+use std::future::Future;
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::UnixStream;
+use tokio::sync::mpsc;
+use uuid::Uuid;
+
+use crate::store::PoolRecord;
+
+/// A future that can be named.
+pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
+/// Starts guests.
+pub trait Launcher: Send + Sync + 'static {
+    /// Starts one. When this fails, nothing of it is left.
+    fn launch(&self, order: StartOrder) -> BoxFuture<'static, Result<Launched, StartFailure>>;
+}
+
+/// What to start.
+#[derive(Debug, Clone)]
+pub struct StartOrder {
+    pub pool: Arc<PoolRecord>,
+    pub worker: Uuid,
+}
+
+/// A guest on its way up.
+pub struct Launched {
+    pub guest: Arc<dyn Guest>,
+    pub events: mpsc::Receiver<GuestEvent>,
+}
+
+/// A handle on a guest.
+pub trait Guest: Send + Sync + 'static {
+    /// A new stream to the container's target port.
+    fn connect(&self) -> BoxFuture<'_, io::Result<UnixStream>>;
+
+    /// Ends it: orderly first, by force after a while. Resolves when nothing of it is left.
+    fn stop(&self) -> BoxFuture<'_, ()>;
+
+    /// The last lines that it printed.
+    fn console_tail(&self) -> Vec<String>;
+}
+
+/// What a guest reports.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum GuestEvent {
+    /// The target port accepts.
+    Ready,
+    /// The container's first process ended, like this.
+    ContainerExited { how: String },
+    /// The container could not be started.
+    StartFailed { message: String },
+    /// The last event: the guest ended like this and nothing of it is left.
+    Gone { how: String },
+}
+
+/// Why a session did not come up.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StartFailure {
+    pub cause: StartFailureCause,
+    /// The last lines that the container (or else the kernel) printed.
+    pub console: Vec<String>,
+}
+
+/// See [`StartFailure`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum StartFailureCause {
+    /// No guest could be made.
+    Launch { message: String },
+    /// The guest is there, but its container could not be started.
+    Container { message: String },
+    /// The container ended before its port accepted.
+    Exited { how: String, port: u16 },
+    /// The container ended after its port had accepted.
+    Ended { how: String },
+    /// The guest ended by itself.
+    GuestEnded { how: String },
+    /// The port did not accept in time.
+    TimedOut { after: Duration, port: u16 },
+}
+
+impl StartFailure {
+    /// A failure without output.
+    pub fn silent(cause: StartFailureCause) -> Self {
+        Self {
+            cause,
+            console: Vec::new(),
+        }
+    }
+
+    /// The guest is gone and nobody said why.
+    pub fn vanished() -> Self {
+        Self::silent(StartFailureCause::GuestEnded {
+            how: "its worker is gone".to_owned(),
+        })
+    }
+}
+
+impl fmt::Display for StartFailureCause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Launch { message } => write!(f, "No guest could be started: {message}"),
+            Self::Container { message } => {
+                write!(f, "The container could not be started: {message}")
+            }
+            Self::Exited { how, port } => {
+                write!(
+                    f,
+                    "The container ended with {how} before its port {port} accepted connections"
+                )
+            }
+            Self::Ended { how } => write!(f, "The container ended with {how}"),
+            Self::GuestEnded { how } => write!(f, "The guest ended: {how}"),
+            Self::TimedOut { after, port } => {
+                let seconds = after.as_secs_f32();
+                write!(
+                    f,
+                    "Port {port} of the container did not accept connections within {seconds} seconds"
+                )
+            }
+        }
+    }
+}

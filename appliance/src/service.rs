@@ -1,0 +1,403 @@
+//! Puts the service together: store, pools, front door, administration socket. And takes it apart
+//! again in order.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use hyper::body::Incoming;
+use tokio::net::{TcpListener, UnixStream};
+use tokio::sync::{mpsc, watch};
+
+use crate::admin::{self, Admin, Endpoints, ImageService, ImageSummary, ImportOrder, Rules};
+use crate::config::Checked;
+use crate::front::auth::Authority;
+use crate::front::refusal::{Code, Refusal};
+use crate::front::tls::{self, ServedCertificate};
+use crate::front::{Front, listener};
+use crate::images::{self, ImageError, ImageErrorCode, ImageRecord};
+use crate::pool::container::{self, ImageDefaults};
+use crate::pool::launcher::{
+    BoxFuture, Guest, GuestEvent, Launched, Launcher, StartFailure, StartFailureCause, StartOrder,
+};
+use crate::pool::{FingerprintKey, Pools, Tools, unix_millis};
+use crate::store::{Records, SledStore, Store};
+use crate::warden::client::ImageJobError;
+use crate::worker::{
+    ConnectError, LaunchRequest, Worker, WorkerEvent, WorkerHost,
+    spec::{MAX_MEM_MIB, MAX_VCPUS},
+};
+
+/// Every pool allows at least so much, as the cloud service does.
+const LEAST_MAX_CPUS: usize = 2;
+/// Beyond what stopping one session may take, since all are stopped at once.
+const STOP_MARGIN: Duration = Duration::from_secs(3);
+const RENEWAL_CHECK: Duration = Duration::from_secs(24 * 3600);
+const FINGERPRINT_KEY_BYTES: usize = 64;
+/// Events between a worker and the attendant of its slot.
+const EVENTS: usize = 16;
+
+/// What the service is made of.
+pub struct Context {
+    pub config: Checked,
+    pub workers: WorkerHost,
+    pub images: images::Cache,
+}
+
+/// Serves until `shutdown` becomes true. Returns when requests are finished or cut, and every
+/// session has ended.
+pub async fn run(context: Context, shutdown: watch::Receiver<bool>) -> anyhow::Result<()> {
+    let Context {
+        config,
+        workers,
+        images,
+    } = context;
+    // First: its lock tells whether another appliance serves from here.
+    let records = open_store(&config).await?;
+    let authority = Arc::new(open_authority(&records).await?);
+    let fingerprints = open_fingerprints(&records).await?;
+    let certificate = open_certificate(&config).await?;
+    let tls = Arc::new(certificate.server_config()?);
+    let public = TcpListener::bind(config.listen)
+        .await
+        .with_context(|| format!("Cannot listen on {}", config.listen))?;
+    let port = public
+        .local_addr()
+        .context("Cannot read the address of the listener")?
+        .port();
+    let tools = Tools {
+        launcher: Arc::new(HostLauncher {
+            workers: workers.clone(),
+            images: images.clone(),
+        }),
+        records,
+        fingerprints,
+        start_timeout: config.start_timeout,
+    };
+    let pools = Pools::open(tools)
+        .await
+        .context("Cannot read the pools from the store")?;
+    let front = Arc::new(Front {
+        pools: pools.clone(),
+        authority: Arc::clone(&authority),
+        domain: config.domain.clone(),
+    });
+    let admin = Arc::new(Admin {
+        pools: pools.clone(),
+        authority,
+        images: Arc::new(CachedImages {
+            cache: images,
+            workers,
+        }),
+        rules: rules(&config),
+        endpoints: endpoints(&config, port),
+    });
+    // Last: who finds the socket finds everything ready.
+    let private = admin::bind(&config.paths.admin_socket)?;
+    tracing::info!(listen = %config.listen, pools = pools.list().len(), "serving");
+    let renewal = tokio::spawn(renew(certificate));
+    tokio::join!(
+        listener::serve(public, tls, front, shutdown.clone()),
+        admin::serve(private, admin, shutdown)
+    );
+    renewal.abort();
+    // A client that comes now is told by the missing socket that nobody is there.
+    let _ = std::fs::remove_file(&config.paths.admin_socket);
+    let deadline = wire::timing::HOST_KILL_AFTER + STOP_MARGIN;
+    if tokio::time::timeout(deadline, pools.close()).await.is_err() {
+        tracing::warn!("some sessions did not end in time; their workers end with the warden");
+    }
+    tracing::info!("stopped");
+    Ok(())
+}
+
+async fn open_store(config: &Checked) -> anyhow::Result<Records> {
+    let path = config.paths.store.clone();
+    let store = tokio::task::spawn_blocking(move || SledStore::open(&path)).await??;
+    Ok(Records::new(Arc::new(store) as Arc<dyn Store>))
+}
+
+async fn open_authority(records: &Records) -> anyhow::Result<Authority> {
+    let fresh = Authority::new_key()?;
+    let key = records.ensure_key("token-signing", || fresh).await?;
+    Ok(Authority::new(&key)?)
+}
+
+async fn open_fingerprints(records: &Records) -> anyhow::Result<FingerprintKey> {
+    let mut fresh = vec![0; FINGERPRINT_KEY_BYTES];
+    let filled = rustix::rand::getrandom(&mut fresh, rustix::rand::GetRandomFlags::empty())
+        .context("Cannot read random bytes")?;
+    anyhow::ensure!(
+        filled == FINGERPRINT_KEY_BYTES,
+        "The kernel gave too few random bytes"
+    );
+    Ok(FingerprintKey::new(
+        &records
+            .ensure_key("identifier-fingerprint", || fresh)
+            .await?,
+    ))
+}
+
+async fn open_certificate(config: &Checked) -> anyhow::Result<Arc<ServedCertificate>> {
+    let dir = config.paths.tls.clone();
+    let names = tls::names(config.domain.as_deref(), config.listen.ip());
+    Ok(tokio::task::spawn_blocking(move || ServedCertificate::prepare(&dir, names)).await??)
+}
+
+/// A service that runs for a year must not serve a certificate that has ended.
+async fn renew(certificate: Arc<ServedCertificate>) {
+    let mut checks = tokio::time::interval(RENEWAL_CHECK);
+    checks.tick().await;
+    loop {
+        checks.tick().await;
+        let certificate = Arc::clone(&certificate);
+        match tokio::task::spawn_blocking(move || certificate.renew()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => {
+                tracing::error!(
+                    error = &error as &dyn std::error::Error,
+                    "cannot renew the certificate"
+                );
+            }
+            Err(error) => tracing::error!(%error, "the renewal of the certificate was lost"),
+        }
+    }
+}
+
+fn rules(config: &Checked) -> Rules {
+    let cpus = std::thread::available_parallelism()
+        .map_or(1, usize::from)
+        .max(LEAST_MAX_CPUS);
+    let cpus = cpus.min(MAX_VCPUS.into());
+    let info = rustix::system::sysinfo();
+    // `as` is what the kernel's field is: an unsigned long.
+    let host_mib = (info.totalram * u64::from(info.mem_unit)) >> 20;
+    Rules {
+        min_cooldown_seconds: config.min_cooldown.as_secs(),
+        max_cpu_millis: u32::try_from(cpus * 1000).unwrap_or(u32::MAX),
+        max_mem_mib: u32::try_from(host_mib).unwrap_or(u32::MAX).min(MAX_MEM_MIB),
+    }
+}
+
+/// The address that is right for whoever asks on this host. Others use a domain, or put the host's
+/// name in its place: the certificate has it.
+fn endpoints(config: &Checked, port: u16) -> Endpoints {
+    let ip = config.listen.ip();
+    let host = if ip.is_unspecified() || ip.is_loopback() {
+        format!("localhost:{port}")
+    } else {
+        std::net::SocketAddr::new(ip, port).to_string()
+    };
+    Endpoints {
+        host: format!("https://{host}"),
+        domain: config.domain.clone(),
+        port,
+    }
+}
+
+/// Starts guests as workers.
+struct HostLauncher {
+    workers: WorkerHost,
+    images: images::Cache,
+}
+
+impl Launcher for HostLauncher {
+    fn launch(&self, order: StartOrder) -> BoxFuture<'static, Result<Launched, StartFailure>> {
+        let (workers, images) = (self.workers.clone(), self.images.clone());
+        Box::pin(async move {
+            let failed =
+                |message: String| StartFailure::silent(StartFailureCause::Launch { message });
+            let request = launch_request(&order, &images).map_err(failed)?;
+            let (worker, events) = workers
+                .launch(request)
+                .await
+                .map_err(|error| failed(chain(&error)))?;
+            let guest = Arc::new(WorkerGuest(worker));
+            Ok(Launched {
+                guest,
+                events: translate(events),
+            })
+        })
+    }
+}
+
+fn launch_request(order: &StartOrder, images: &images::Cache) -> Result<LaunchRequest, String> {
+    let pool = &order.pool;
+    let image = images
+        .require(&pool.image_digest)
+        .map_err(|error| error.to_string())?;
+    let hostname = format!("session-{}", &order.worker.simple().to_string()[..12]);
+    let now_ns = unix_millis().saturating_mul(1_000_000);
+    let container = container::spec(&defaults(&image), pool, hostname, now_ns)
+        .map_err(|error| error.to_string())?;
+    let vcpus = pool.cpu_millis.div_ceil(1000);
+    Ok(LaunchRequest {
+        id: order.worker,
+        root_image: image.open_root().map_err(|error| error.to_string())?,
+        vcpus: u8::try_from(vcpus).map_err(|_| format!("{vcpus} vCPUs are too many"))?,
+        cpu_millis: pool.cpu_millis,
+        mem_mib: pool.mem_mib,
+        container,
+    })
+}
+
+struct WorkerGuest(Worker);
+
+impl Guest for WorkerGuest {
+    fn connect(&self) -> BoxFuture<'_, io::Result<UnixStream>> {
+        Box::pin(async {
+            self.0.connect().await.map_err(|error| match error {
+                ConnectError::Gone | ConnectError::Refused => {
+                    io::Error::new(io::ErrorKind::ConnectionRefused, error)
+                }
+                ConnectError::Socket(error) => error,
+            })
+        })
+    }
+
+    fn stop(&self) -> BoxFuture<'_, ()> {
+        Box::pin(self.0.stop(wire::timing::STOP_GRACE))
+    }
+
+    fn console_tail(&self) -> Vec<String> {
+        self.0.console_tail()
+    }
+}
+
+/// The worker's events in the pool's words; ends after `Gone`, like the worker's own.
+fn translate(mut events: mpsc::Receiver<WorkerEvent>) -> mpsc::Receiver<GuestEvent> {
+    let (sender, translated) = mpsc::channel(EVENTS);
+    tokio::spawn(async move {
+        while let Some(event) = events.recv().await {
+            let event = match event {
+                WorkerEvent::Ready => GuestEvent::Ready,
+                WorkerEvent::ContainerExited(exit) => GuestEvent::ContainerExited {
+                    how: exit.to_string(),
+                },
+                WorkerEvent::StartFailed { message } => GuestEvent::StartFailed { message },
+                WorkerEvent::Gone(exit) => GuestEvent::Gone {
+                    how: exit.to_string(),
+                },
+                WorkerEvent::Booted { elapsed, .. } => {
+                    tracing::debug!(?elapsed, "guest booted");
+                    continue;
+                }
+                WorkerEvent::Started => continue,
+            };
+            if sender.send(event).await.is_err() {
+                return;
+            }
+        }
+    });
+    translated
+}
+
+/// The image cache, and image workers to fill it.
+struct CachedImages {
+    cache: images::Cache,
+    workers: WorkerHost,
+}
+
+impl ImageService for CachedImages {
+    fn find(&self, reference: &str) -> Result<ImageSummary, Refusal> {
+        self.cache
+            .require(reference)
+            .map(summary)
+            .map_err(image_refusal)
+    }
+
+    fn list(&self) -> Vec<ImageSummary> {
+        self.cache.list().into_iter().map(summary).collect()
+    }
+
+    fn import(
+        &self,
+        order: ImportOrder,
+        archive: Incoming,
+    ) -> BoxFuture<'_, Result<(ImageSummary, bool), Refusal>> {
+        Box::pin(async move {
+            let transport = order.transport.parse().map_err(image_refusal)?;
+            let ImportOrder {
+                reference, name, ..
+            } = order;
+            let request = images::ImportRequest {
+                transport,
+                reference,
+                name,
+            };
+            let jobs = ImageWorkers(self.workers.clone());
+            let imported = images::import(
+                &self.cache,
+                &jobs,
+                request,
+                &images::Limits::default(),
+                archive,
+            )
+            .await;
+            let imported = imported.map_err(image_refusal)?;
+            Ok((summary(imported.image), imported.cached))
+        })
+    }
+}
+
+struct ImageWorkers(WorkerHost);
+
+impl images::JobRunner for ImageWorkers {
+    async fn run(
+        &self,
+        job: images::Job,
+        fds: Vec<OwnedFd>,
+    ) -> Result<images::JobReport, ImageError> {
+        self.0
+            .run_image_job(job, fds)
+            .await
+            .map_err(|error| match error {
+                ImageJobError::Job(error) => error,
+                other => ImageError::worker_failed(chain(&other)),
+            })
+    }
+}
+
+fn summary(image: ImageRecord) -> ImageSummary {
+    let defaults = defaults(&image);
+    ImageSummary {
+        name: image.name,
+        digest: image.digest.to_string(),
+        root_image_bytes: image.root_image_bytes,
+        warnings: image.warnings,
+        defaults,
+    }
+}
+
+fn defaults(image: &ImageRecord) -> ImageDefaults {
+    let config = image.config.clone();
+    ImageDefaults {
+        entrypoint: config.entrypoint,
+        cmd: config.cmd,
+        env: config.env,
+        working_dir: config.working_dir,
+        user: config.user,
+        stop_signal: config.stop_signal.unwrap_or_default(),
+    }
+}
+
+fn image_refusal(error: ImageError) -> Refusal {
+    let code = match error.code {
+        ImageErrorCode::ImageNotFound => Code::ImageNotFound,
+        ImageErrorCode::ImageCorrupt => Code::ImageCorrupt,
+        ImageErrorCode::ImagePlatformUnsupported => Code::ImagePlatformUnsupported,
+        ImageErrorCode::ImageTooLarge => Code::ImageTooLarge,
+        ImageErrorCode::ImageUnsupported => Code::ImageUnsupported,
+        ImageErrorCode::ImageStorageFailed => Code::ImageStorageFailed,
+        ImageErrorCode::ImageWorkerFailed => Code::ImageWorkerFailed,
+    };
+    Refusal::new(code, error.message)
+}
+
+/// An error and its causes on one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(error.source(), |cause| cause.source());
+    causes.fold(error.to_string(), |line, cause| format!("{line}: {cause}"))
+}

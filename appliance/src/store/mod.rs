@@ -1,0 +1,97 @@
+//! What survives a restart: pools, who owns which session, the appliance's own keys.
+//!
+//! [`Store`] is small on purpose: bytes in tables, changed by atomic batches that are on disk before
+//! the call returns. [`Records`] puts the types on top, so that both implementations hold the same
+//! bytes and an export of one can be read by the other.
+//!
+//! Truth about running workers is not here: the host knows it. The store says who owns them.
+
+#[cfg(test)]
+mod memory;
+mod records;
+mod schema;
+mod sled;
+
+#[cfg(test)]
+mod conformance;
+#[cfg(test)]
+pub use schema::tests;
+
+use std::path::PathBuf;
+
+#[cfg(test)]
+pub use memory::MemoryStore;
+pub use records::Records;
+pub use schema::{EnvVar, PoolRecord, SchemaError, SessionRecord};
+pub use sled::SledStore;
+
+/// The tables. The number is the first byte of every key on disk: never reuse one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(u8)]
+pub enum Table {
+    /// Pool name → pool.
+    Pools = 1,
+    /// Pool name, zero byte, identifier → session.
+    Sessions = 2,
+    /// Name → key material of the appliance.
+    Keys = 3,
+}
+
+/// One step of a batch.
+#[derive(Debug, Clone)]
+pub enum Change {
+    /// Writes, or replaces.
+    Put {
+        table: Table,
+        key: Vec<u8>,
+        value: Vec<u8>,
+    },
+    /// Removes; a key that is not there is not an error.
+    Remove { table: Table, key: Vec<u8> },
+}
+
+/// Rows of a scan: key and value.
+pub type Rows = Vec<(Vec<u8>, Vec<u8>)>;
+
+/// Durable bytes in tables. Calls block: callers on the runtime go through [`Records`].
+pub trait Store: Send + Sync + 'static {
+    /// The value under `key`.
+    fn get(&self, table: Table, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError>;
+
+    /// Every row whose key begins with `prefix`, in the order of the keys.
+    fn scan(&self, table: Table, prefix: &[u8]) -> Result<Rows, StoreError>;
+
+    /// Makes all changes or none. When this returns `Ok` they survive a power cut.
+    fn apply(&self, changes: &[Change]) -> Result<(), StoreError>;
+}
+
+/// Why the store could not answer.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// Another process holds the database.
+    #[error("The store {path} is in use by another process; only one appliance may run on it")]
+    InUse { path: PathBuf },
+    /// The database does not open, or a part of it does not add up.
+    #[error(
+        "The store {path} is damaged: {detail}. Move the directory away and start again (pools must then be \
+         created again, running sessions are lost), or put a backup of it in its place"
+    )]
+    Damaged { path: PathBuf, detail: String },
+    /// Disk full, no permission, and the like.
+    #[error("Cannot {attempt} the store {path}")]
+    Disk {
+        attempt: &'static str,
+        path: PathBuf,
+        source: std::io::Error,
+    },
+    /// A row was written by another version, or is not a row at all.
+    #[error("The record {key} in table {table:?} cannot be read")]
+    Record {
+        table: Table,
+        key: String,
+        source: SchemaError,
+    },
+    /// The blocking task that carried the call was lost.
+    #[error("The call to the store was cancelled because the process is stopping")]
+    Stopping,
+}

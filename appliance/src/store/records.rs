@@ -1,0 +1,157 @@
+//! Typed access to a [`Store`], off the runtime's own threads.
+
+use std::sync::Arc;
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::schema::{self, PoolRecord, SessionRecord, session_key};
+use super::{Change, Store, StoreError, Table};
+use crate::pool::{Identifier, PoolName};
+
+/// The records of this appliance. Cheap to clone.
+#[derive(Clone)]
+pub struct Records {
+    store: Arc<dyn Store>,
+}
+
+impl Records {
+    /// Puts the types on top of `store`.
+    pub fn new(store: Arc<dyn Store>) -> Self {
+        Self { store }
+    }
+
+    /// Every pool, by name.
+    pub async fn pools(&self) -> Result<Vec<PoolRecord>, StoreError> {
+        self.all(Table::Pools).await
+    }
+
+    /// Writes a pool, new or changed.
+    pub async fn put_pool(&self, pool: PoolRecord) -> Result<(), StoreError> {
+        self.put(Table::Pools, pool.name.as_str().as_bytes().to_vec(), &pool)
+            .await
+    }
+
+    /// Forgets a pool.
+    pub async fn remove_pool(&self, name: PoolName) -> Result<(), StoreError> {
+        self.remove(Table::Pools, name.as_str().as_bytes().to_vec())
+            .await
+    }
+
+    /// Every session of every pool.
+    pub async fn sessions(&self) -> Result<Vec<SessionRecord>, StoreError> {
+        self.all(Table::Sessions).await
+    }
+
+    /// Writes who owns a session.
+    pub async fn put_session(&self, session: SessionRecord) -> Result<(), StoreError> {
+        let key = session_key(&session.pool, &session.identifier);
+        self.put(Table::Sessions, key, &session).await
+    }
+
+    /// Forgets a session.
+    pub async fn remove_session(
+        &self,
+        pool: PoolName,
+        identifier: Identifier,
+    ) -> Result<(), StoreError> {
+        self.remove(Table::Sessions, session_key(&pool, &identifier))
+            .await
+    }
+
+    /// Key material under `name`; made by `make` the first time.
+    pub async fn ensure_key(
+        &self,
+        name: &'static str,
+        make: impl FnOnce() -> Vec<u8> + Send + 'static,
+    ) -> Result<Vec<u8>, StoreError> {
+        self.blocking(move |store| {
+            if let Some(row) = store.get(Table::Keys, name.as_bytes())? {
+                return read(Table::Keys, name.as_bytes(), &row);
+            }
+            let made = make();
+            let value = schema::encode(&made);
+            store.apply(&[Change::Put {
+                table: Table::Keys,
+                key: name.into(),
+                value,
+            }])?;
+            Ok(made)
+        })
+        .await
+    }
+
+    async fn all<T: DeserializeOwned + Send + 'static>(
+        &self,
+        table: Table,
+    ) -> Result<Vec<T>, StoreError> {
+        self.blocking(move |store| {
+            let rows = store.scan(table, b"")?;
+            rows.iter()
+                .map(|(key, value)| read(table, key, value))
+                .collect()
+        })
+        .await
+    }
+
+    async fn put<T: Serialize>(
+        &self,
+        table: Table,
+        key: Vec<u8>,
+        record: &T,
+    ) -> Result<(), StoreError> {
+        let value = schema::encode(record);
+        self.blocking(move |store| store.apply(&[Change::Put { table, key, value }]))
+            .await
+    }
+
+    async fn remove(&self, table: Table, key: Vec<u8>) -> Result<(), StoreError> {
+        self.blocking(move |store| store.apply(&[Change::Remove { table, key }]))
+            .await
+    }
+
+    async fn blocking<T: Send + 'static>(
+        &self,
+        call: impl FnOnce(&dyn Store) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let store = Arc::clone(&self.store);
+        tokio::task::spawn_blocking(move || call(&*store))
+            .await
+            .unwrap_or(Err(StoreError::Stopping))
+    }
+}
+
+fn read<T: DeserializeOwned>(table: Table, key: &[u8], value: &[u8]) -> Result<T, StoreError> {
+    schema::decode(value).map_err(|source| {
+        // The part of a session's key after the zero byte is its identifier, which is not for logs.
+        let shown = key.split(|byte| *byte == 0).next().unwrap_or_default();
+        StoreError::Record {
+            table,
+            key: String::from_utf8_lossy(shown).into_owned(),
+            source,
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::MemoryStore;
+
+    #[tokio::test]
+    async fn unreadable_session_is_reported_without_its_identifier() {
+        let store = MemoryStore::default();
+        let row = Change::Put {
+            table: Table::Sessions,
+            key: b"alpha\0secret-id".to_vec(),
+            value: b"{}".to_vec(),
+        };
+        store.apply(&[row]).unwrap();
+        let error = Records::new(Arc::new(store)).sessions().await.unwrap_err();
+        let shown = format!("{error} {error:?}");
+        assert!(
+            shown.contains("alpha") && !shown.contains("secret-id"),
+            "{shown}"
+        );
+    }
+}

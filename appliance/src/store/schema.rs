@@ -1,0 +1,238 @@
+//! The records, and how they are versioned.
+//!
+//! A row is JSON: `{"version": N, "record": {...}}`. A change that an older build could misread
+//! raises [`VERSION`]; a new optional field does not. A row of a newer version is refused and never
+//! half read.
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use crate::pool::{Identifier, PoolName};
+
+/// The version of rows that this build writes, and the newest that it reads.
+pub const VERSION: u32 = 1;
+
+/// Why a row is not a record.
+#[derive(Debug, thiserror::Error)]
+pub enum SchemaError {
+    /// Written by a newer build.
+    #[error(
+        "It has version {found}, this build reads up to {VERSION}; use the build that wrote it"
+    )]
+    Version { found: u32 },
+    /// Not JSON, or not the JSON of such a record.
+    #[error("It is malformed")]
+    Malformed(#[source] serde_json::Error),
+}
+
+#[derive(Serialize)]
+struct Row<'a, T> {
+    version: u32,
+    record: &'a T,
+}
+
+#[derive(Deserialize)]
+struct RawRow {
+    version: u32,
+    record: serde_json::Value,
+}
+
+/// The bytes of a row.
+pub fn encode<T: Serialize>(record: &T) -> Vec<u8> {
+    // Plain structs of strings and numbers: there is nothing in them that JSON cannot hold.
+    serde_json::to_vec(&Row {
+        version: VERSION,
+        record,
+    })
+    .unwrap_or_default()
+}
+
+/// The record in a row.
+pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, SchemaError> {
+    let row: RawRow = serde_json::from_slice(bytes).map_err(SchemaError::Malformed)?;
+    if row.version > VERSION {
+        return Err(SchemaError::Version { found: row.version });
+    }
+    serde_json::from_value(row.record).map_err(SchemaError::Malformed)
+}
+
+/// A pool as its owner asked for it, checked.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PoolRecord {
+    pub name: PoolName,
+    pub subscription: String,
+    pub resource_group: String,
+    pub location: String,
+    #[serde(default)]
+    pub tags: std::collections::BTreeMap<String, String>,
+    /// Changes with every change of what a session is made of.
+    #[serde(with = "uuid_text")]
+    pub revision: Uuid,
+    pub container_name: String,
+    /// The image as it was named, for people.
+    pub image: String,
+    /// What the name meant when the revision was made.
+    pub image_digest: String,
+    pub cpu_millis: u32,
+    pub mem_mib: u32,
+    pub target_port: u16,
+    /// Replaces the image's entrypoint (and its command) when not empty.
+    #[serde(default)]
+    pub command: Vec<String>,
+    /// Replaces the image's command when not empty.
+    #[serde(default)]
+    pub args: Vec<String>,
+    #[serde(default)]
+    pub env: Vec<EnvVar>,
+    pub max_sessions: u32,
+    pub cooldown_seconds: u64,
+    /// Milliseconds since the Unix epoch.
+    pub created_at_ms: u64,
+    pub modified_at_ms: u64,
+}
+
+impl PoolRecord {
+    /// Whether a session of `other` would be made of the same things.
+    pub fn same_template(&self, other: &Self) -> bool {
+        let template = |pool: &Self| {
+            (
+                pool.container_name.clone(),
+                pool.image_digest.clone(),
+                (pool.cpu_millis, pool.mem_mib, pool.target_port),
+                (pool.command.clone(), pool.args.clone(), pool.env.clone()),
+            )
+        };
+        template(self) == template(other)
+    }
+}
+
+/// One variable of a container's environment.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EnvVar {
+    pub name: String,
+    pub value: String,
+}
+
+/// Who owns a session.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SessionRecord {
+    pub pool: PoolName,
+    pub identifier: Identifier,
+    #[serde(with = "uuid_text")]
+    pub session: Uuid,
+    #[serde(with = "uuid_text")]
+    pub worker: Uuid,
+    /// The revision that the session was made from.
+    #[serde(with = "uuid_text")]
+    pub revision: Uuid,
+    pub created_at_ms: u64,
+}
+
+/// A UUID as text; the crate's own `serde` feature is not needed for this one use.
+mod uuid_text {
+    use serde::{Deserialize, Deserializer, Serializer};
+    use uuid::Uuid;
+
+    pub fn serialize<S: Serializer>(id: &Uuid, to: S) -> Result<S::Ok, S::Error> {
+        to.collect_str(id)
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Uuid, D::Error> {
+        String::deserialize(from)?
+            .parse()
+            .map_err(serde::de::Error::custom)
+    }
+}
+
+/// The key of a session's row: no pool name contains a zero byte, so pools cannot mix.
+pub fn session_key(pool: &PoolName, identifier: &Identifier) -> Vec<u8> {
+    let mut key = pool.as_str().as_bytes().to_vec();
+    key.push(0);
+    key.extend_from_slice(identifier.as_bytes());
+    key
+}
+
+#[cfg(test)]
+pub mod tests {
+    use super::*;
+
+    pub fn pool(name: &str) -> PoolRecord {
+        PoolRecord {
+            name: name.parse().unwrap(),
+            subscription: "00000000-0000-0000-0000-000000000000".into(),
+            resource_group: "default".into(),
+            location: "local".into(),
+            tags: [("team".to_owned(), "π".to_owned())].into(),
+            revision: Uuid::from_u128(7),
+            container_name: name.into(),
+            image: "demo:latest".into(),
+            image_digest: format!("sha256:{}", "ab".repeat(32)),
+            cpu_millis: 500,
+            mem_mib: 512,
+            target_port: 8080,
+            command: vec![],
+            args: vec!["--verbose".into()],
+            env: vec![EnvVar {
+                name: "MODE".into(),
+                value: "a=b".into(),
+            }],
+            max_sessions: 10,
+            cooldown_seconds: 300,
+            created_at_ms: 1,
+            modified_at_ms: 2,
+        }
+    }
+
+    pub fn session(pool: &str, identifier: &str) -> SessionRecord {
+        SessionRecord {
+            pool: pool.parse().unwrap(),
+            identifier: identifier.parse().unwrap(),
+            session: Uuid::from_u128(1),
+            worker: Uuid::from_u128(2),
+            revision: Uuid::from_u128(7),
+            created_at_ms: 3,
+        }
+    }
+
+    #[test]
+    fn record_written_and_read_back_is_the_same() {
+        let record = pool("alpha");
+        assert_eq!(decode::<PoolRecord>(&encode(&record)).unwrap(), record);
+        let record = session("alpha", "user-1");
+        assert_eq!(decode::<SessionRecord>(&encode(&record)).unwrap(), record);
+    }
+
+    /// The bytes of version 1 as the first release wrote them: this test may be added to, not changed.
+    #[test]
+    fn row_of_version_1_stays_readable() {
+        let row = r#"{"version":1,"record":{"pool":"alpha","identifier":"user-1",
+            "session":"00000000-0000-0000-0000-000000000001","worker":"00000000-0000-0000-0000-000000000002",
+            "revision":"00000000-0000-0000-0000-000000000007","createdAtMs":3}}"#;
+        assert_eq!(
+            decode::<SessionRecord>(row.as_bytes()).unwrap(),
+            session("alpha", "user-1")
+        );
+    }
+
+    #[test]
+    fn row_of_a_newer_build_is_refused_whatever_it_holds() {
+        let row = br#"{"version":2,"record":"something else"}"#;
+        let error = decode::<SessionRecord>(row).unwrap_err();
+        assert!(
+            matches!(error, SchemaError::Version { found: 2 }),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn record_with_a_field_that_breaks_its_rules_is_malformed() {
+        let row = String::from_utf8(encode(&session("alpha", "user-1"))).unwrap();
+        for (from, to) in [("user-1", "u"), ("alpha", "Al pha")] {
+            let error = decode::<SessionRecord>(row.replace(from, to).as_bytes()).unwrap_err();
+            assert!(matches!(error, SchemaError::Malformed(_)), "{error}");
+        }
+    }
+}

@@ -1,0 +1,247 @@
+//! The store on disk: one sled tree, the table as the first byte of each key.
+//!
+//! One tree, because a sled batch is atomic within a tree only. sled syncs in the background some
+//! time after a write; here nothing is answered before `flush` has returned, so the background
+//! thread is switched off.
+//!
+//! sled 0.34 answers some kinds of damage with a panic. A hook prints what the operator can do
+//! before the panic ends the process.
+
+use std::io;
+use std::panic::{self, AssertUnwindSafe};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+use super::{Change, Rows, Store, StoreError, Table};
+
+/// Everything we keep is small: a few hundred bytes per session.
+const CACHE_BYTES: u64 = 16 << 20;
+
+/// A process that was killed a moment ago may hold the lock until the kernel has taken it apart, and
+/// sled's own threads may for a moment after a close.
+const LOCK_TRIES: u32 = 10;
+const LOCK_PAUSE: Duration = Duration::from_millis(100);
+
+/// The database directory, open.
+#[derive(Debug)]
+pub struct SledStore {
+    db: ::sled::Db,
+    path: PathBuf,
+}
+
+impl SledStore {
+    /// Opens the database under `path`, or makes it.
+    pub fn open(path: &Path) -> Result<Self, StoreError> {
+        let mut tries = 1;
+        loop {
+            match open_once(path) {
+                Err(StoreError::InUse { .. }) if tries < LOCK_TRIES => tries += 1,
+                opened => {
+                    return opened.map(|db| Self {
+                        db,
+                        path: path.to_owned(),
+                    });
+                }
+            }
+            thread::sleep(LOCK_PAUSE);
+        }
+    }
+
+    fn failed(&self, attempt: &'static str) -> impl Fn(::sled::Error) -> StoreError {
+        move |error| translate(attempt, &self.path, error)
+    }
+}
+
+impl Store for SledStore {
+    fn get(&self, table: Table, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
+        let value = self
+            .db
+            .get(full_key(table, key))
+            .map_err(self.failed("read"))?;
+        Ok(value.map(|value| value.to_vec()))
+    }
+
+    fn scan(&self, table: Table, prefix: &[u8]) -> Result<Rows, StoreError> {
+        self.db
+            .scan_prefix(full_key(table, prefix))
+            .map(|row| row.map(|(key, value)| (key[1..].to_vec(), value.to_vec())))
+            .collect::<Result<_, _>>()
+            .map_err(self.failed("read"))
+    }
+
+    fn apply(&self, changes: &[Change]) -> Result<(), StoreError> {
+        let mut batch = ::sled::Batch::default();
+        for change in changes {
+            match change {
+                Change::Put { table, key, value } => {
+                    batch.insert(full_key(*table, key), value.as_slice());
+                }
+                Change::Remove { table, key } => batch.remove(full_key(*table, key)),
+            }
+        }
+        self.db.apply_batch(batch).map_err(self.failed("write"))?;
+        self.db.flush().map_err(self.failed("flush"))?;
+        Ok(())
+    }
+}
+
+fn open_once(path: &Path) -> Result<::sled::Db, StoreError> {
+    // The hook belongs to the whole process.
+    static HOOK: Mutex<()> = Mutex::new(());
+    let _exchanging = HOOK.lock().unwrap_or_else(PoisonError::into_inner);
+    let damaged = |detail: String| StoreError::Damaged {
+        path: path.to_owned(),
+        detail,
+    };
+    let usual = Arc::new(panic::take_hook());
+    let (others, ours, shown) = (Arc::clone(&usual), thread::current().id(), path.to_owned());
+    // With `panic = "abort"` this is the last thing that runs, so the message must come from here.
+    panic::set_hook(Box::new(move |info| {
+        if thread::current().id() == ours {
+            let detail = info.to_string().replace('\n', " ");
+            eprintln!(
+                "{}",
+                StoreError::Damaged {
+                    path: shown.clone(),
+                    detail
+                }
+            );
+        } else {
+            others(info);
+        }
+    }));
+    let opened = panic::catch_unwind(AssertUnwindSafe(|| {
+        ::sled::Config::new()
+            .path(path)
+            .cache_capacity(CACHE_BYTES)
+            .flush_every_ms(None)
+            .open()
+            .and_then(|db| db.verify_integrity().map(|()| db))
+    }));
+    panic::set_hook(Box::new(move |info| usual(info)));
+    match opened {
+        Ok(opened) => opened.map_err(|error| translate("open", path, error)),
+        Err(_) => Err(damaged("the database engine gave up reading it".to_owned())),
+    }
+}
+
+fn full_key(table: Table, key: &[u8]) -> Vec<u8> {
+    let mut full = Vec::with_capacity(1 + key.len());
+    full.push(table as u8);
+    full.extend_from_slice(key);
+    full
+}
+
+fn translate(attempt: &'static str, path: &Path, error: ::sled::Error) -> StoreError {
+    let path = path.to_owned();
+    match error {
+        // sled wraps the refusal of its lock file in an error of kind `Other`.
+        ::sled::Error::Io(error)
+            if error.kind() == io::ErrorKind::WouldBlock
+                || error.to_string().contains("could not acquire lock") =>
+        {
+            StoreError::InUse { path }
+        }
+        ::sled::Error::Io(source) => StoreError::Disk {
+            attempt,
+            path,
+            source,
+        },
+        other => StoreError::Damaged {
+            path,
+            detail: other.to_string(),
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn write(store: &SledStore, key: &[u8], value: &[u8]) {
+        let put = Change::Put {
+            table: Table::Pools,
+            key: key.to_vec(),
+            value: value.to_vec(),
+        };
+        store.apply(&[put]).unwrap();
+    }
+
+    #[test]
+    fn store_opened_again_holds_what_was_written() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = SledStore::open(dir.path()).unwrap();
+        write(&store, b"a", b"1");
+        drop(store);
+        let store = SledStore::open(dir.path()).unwrap();
+        assert_eq!(
+            store.get(Table::Pools, b"a").unwrap().as_deref(),
+            Some(&b"1"[..])
+        );
+    }
+
+    #[test]
+    fn write_is_on_disk_before_it_is_answered() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = SledStore::open(&dir.path().join("live")).unwrap();
+        write(&store, b"a", b"1");
+        // A copy of the files, taken while the store is open, is what a power cut would leave.
+        let copy = dir.path().join("copy");
+        copy_tree(&dir.path().join("live"), &copy);
+        let recovered = SledStore::open(&copy).unwrap();
+        assert_eq!(
+            recovered.get(Table::Pools, b"a").unwrap().as_deref(),
+            Some(&b"1"[..])
+        );
+    }
+
+    #[test]
+    fn store_that_is_open_elsewhere_is_in_use_and_not_damaged() {
+        let dir = tempfile::tempdir().unwrap();
+        let _first = SledStore::open(dir.path()).unwrap();
+        let error = SledStore::open(dir.path()).unwrap_err();
+        assert!(matches!(error, StoreError::InUse { .. }), "{error:?}");
+    }
+
+    #[test]
+    fn damaged_store_is_reported_with_the_way_out() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = SledStore::open(dir.path()).unwrap();
+        for n in 0..2000_u32 {
+            write_unflushed(&store, &n.to_le_bytes());
+        }
+        store.db.flush().unwrap();
+        drop(store);
+        let mut conf = std::fs::read(dir.path().join("conf")).unwrap();
+        conf.iter_mut().for_each(|byte| *byte ^= 0x5a);
+        std::fs::write(dir.path().join("conf"), conf).unwrap();
+        let error = SledStore::open(dir.path()).unwrap_err();
+        assert!(matches!(error, StoreError::Damaged { .. }), "{error:?}");
+        assert!(
+            error.to_string().contains("Move the directory away"),
+            "{error}"
+        );
+    }
+
+    fn write_unflushed(store: &SledStore, key: &[u8]) {
+        store
+            .db
+            .insert(full_key(Table::Pools, key), &[7; 200][..])
+            .unwrap();
+    }
+
+    fn copy_tree(from: &Path, to: &Path) {
+        std::fs::create_dir_all(to).unwrap();
+        for entry in std::fs::read_dir(from).unwrap() {
+            let entry = entry.unwrap();
+            let target = to.join(entry.file_name());
+            if entry.file_type().unwrap().is_dir() {
+                copy_tree(&entry.path(), &target);
+            } else {
+                std::fs::copy(entry.path(), target).unwrap();
+            }
+        }
+    }
+}

@@ -1,0 +1,205 @@
+//! One cgroup v2 leaf per worker.
+//!
+//! Under systemd with `Delegate=yes` the leaves are made in the service's own cgroup, elsewhere in
+//! `/sys/fs/cgroup/cabana`. A cgroup that passes controllers on may hold no process itself
+//! (Documentation/admin-guide/cgroup-v2.rst, "No Internal Process Constraint"), so the warden moves
+//! into a leaf of its own first.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use uuid::Uuid;
+
+use crate::worker::spec::WorkerSpec;
+
+const MOUNT: &str = "/sys/fs/cgroup";
+/// `CGROUP2_SUPER_MAGIC` of linux/magic.h.
+const CGROUP2_MAGIC: i64 = 0x6367_7270;
+/// Where warden and appliance live when they may not stay where they were started.
+const OWN_LEAF: &str = "appliance";
+const CONTROLLERS: [&str; 3] = ["cpu", "memory", "pids"];
+/// The period of `cpu.max`, the kernel's default.
+const PERIOD_US: u32 = 100_000;
+/// What a worker may take over its guest's memory: device queues, the kernel's page tables for the
+/// guest, and page cache of its disks before that is reclaimed. Generous: the limit is there to stop
+/// a worker that leaks, not to press a guest.
+const OVERHEAD_MIB: u64 = 256;
+/// Threads of a worker besides its vCPUs.
+const OTHER_THREADS: u32 = 32;
+
+/// Why workers run without limits from the host. The appliance runs all the same.
+#[derive(Debug, thiserror::Error)]
+pub enum CgroupError {
+    #[error("the appliance was not started as root")]
+    NotRoot,
+    #[error("{MOUNT} is not a cgroup v2 file system")]
+    NotVersion2,
+    #[error("cannot {what} {}", path.display())]
+    File { what: &'static str, path: PathBuf, source: io::Error },
+}
+
+/// The folder that holds the leaves.
+#[derive(Debug)]
+pub struct Cgroups {
+    base: PathBuf,
+}
+
+/// The cgroup of one worker.
+#[derive(Debug)]
+pub struct Leaf {
+    path: PathBuf,
+    cpu_millis: u32,
+}
+
+impl Cgroups {
+    pub fn prepare() -> Result<Self, CgroupError> {
+        if !rustix::process::geteuid().is_root() {
+            return Err(CgroupError::NotRoot);
+        }
+        if !is_version_2() {
+            return Err(CgroupError::NotVersion2);
+        }
+        let groups = match own_service() {
+            Some(base) => {
+                let own = base.join(OWN_LEAF);
+                make(&own)?;
+                write(&own.join("cgroup.procs"), &std::process::id().to_string())?;
+                Self { base }
+            }
+            None => {
+                enable(Path::new(MOUNT))?;
+                let base = Path::new(MOUNT).join("cabana");
+                make(&base)?;
+                Self { base }
+            }
+        };
+        enable(&groups.base)?;
+        groups.remove_leftovers();
+        Ok(groups)
+    }
+
+    /// A new leaf with memory and process limits. The CPU is limited to whole vCPUs until
+    /// [`Leaf::limit_cpu`].
+    pub fn leaf(&self, id: Uuid, spec: &WorkerSpec) -> Result<Leaf, CgroupError> {
+        let path = self.base.join(id.simple().to_string());
+        make(&path)?;
+        let leaf = Leaf { path, cpu_millis: spec.cpu_millis };
+        let memory = (u64::from(spec.mem_mib) + OVERHEAD_MIB) << 20;
+        leaf.set("memory.max", &memory.to_string())?;
+        leaf.set("pids.max", &(u32::from(spec.vcpus) + OTHER_THREADS).to_string())?;
+        leaf.set("cpu.max", &cpu_max(u32::from(spec.vcpus) * 1000))?;
+        Ok(leaf)
+    }
+
+    /// Leaves of a warden that was killed. One with a process in it cannot be removed.
+    fn remove_leftovers(&self) {
+        for entry in fs::read_dir(&self.base).into_iter().flatten().flatten() {
+            let name = entry.file_name();
+            if name.len() == 32 && name.to_str().is_some_and(|name| Uuid::try_parse(name).is_ok()) {
+                let _ = fs::remove_dir(entry.path());
+            }
+        }
+    }
+}
+
+impl Drop for Cgroups {
+    fn drop(&mut self) {
+        // Refused while another appliance uses it, and then it must stay.
+        if self.base == Path::new(MOUNT).join("cabana") {
+            let _ = fs::remove_dir(&self.base);
+        }
+    }
+}
+
+impl Leaf {
+    pub fn add(&self, pid: u32) -> Result<(), CgroupError> {
+        write(&self.path.join("cgroup.procs"), &pid.to_string())
+    }
+
+    /// From now on the worker gets its share and no more.
+    pub fn limit_cpu(&self) -> Result<(), CgroupError> {
+        self.set("cpu.max", &cpu_max(self.cpu_millis))
+    }
+
+    /// A controller that the host does not give is not there, and then there is no limit to set.
+    fn set(&self, file: &str, value: &str) -> Result<(), CgroupError> {
+        let path = self.path.join(file);
+        if path.exists() { write(&path, value) } else { Ok(()) }
+    }
+
+    /// Possible once every process in it is reaped.
+    pub fn remove(&self) -> io::Result<()> {
+        fs::remove_dir(&self.path)
+    }
+}
+
+/// Whether the one hierarchy of version 2 is mounted where everybody expects it.
+pub fn is_version_2() -> bool {
+    rustix::fs::statfs(MOUNT).is_ok_and(|stat| stat.f_type == CGROUP2_MAGIC)
+}
+
+fn cpu_max(millis: u32) -> String {
+    // The kernel refuses a quota below one millisecond.
+    let quota = (u64::from(millis) * u64::from(PERIOD_US) / 1000).max(1000);
+    format!("{quota} {PERIOD_US}")
+}
+
+/// Our cgroup, if it is a service's and only ours.
+fn own_service() -> Option<PathBuf> {
+    let own = fs::read_to_string("/proc/self/cgroup").ok()?;
+    let path = own.lines().find_map(|line| line.strip_prefix("0::/"))?;
+    let folder = Path::new(MOUNT).join(path);
+    let procs = fs::read_to_string(folder.join("cgroup.procs")).ok()?;
+    let alone = procs.split_whitespace().eq([std::process::id().to_string()]);
+    (path.ends_with(".service") && alone).then_some(folder)
+}
+
+/// Passes on to the children of `folder` what it has itself.
+fn enable(folder: &Path) -> Result<(), CgroupError> {
+    let path = folder.join("cgroup.controllers");
+    let has = fs::read_to_string(&path).map_err(|source| CgroupError::File {
+        what: "read",
+        path,
+        source,
+    })?;
+    for controller in CONTROLLERS {
+        if has.split_whitespace().any(|name| name == controller) {
+            write(&folder.join("cgroup.subtree_control"), &format!("+{controller}"))?;
+        } else {
+            tracing::warn!(
+                "cgroup controller {controller} is missing: workers run without that limit"
+            );
+        }
+    }
+    Ok(())
+}
+
+fn make(path: &Path) -> Result<(), CgroupError> {
+    match fs::create_dir(path) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+            Err(CgroupError::File { what: "make", path: path.to_owned(), source: error })
+        }
+        _ => Ok(()),
+    }
+}
+
+fn write(path: &Path, value: &str) -> Result<(), CgroupError> {
+    fs::write(path, value).map_err(|source| CgroupError::File {
+        what: "write",
+        path: path.to_owned(),
+        source,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quota_is_the_share_of_the_period() {
+        assert_eq!(cpu_max(250), "25000 100000");
+        assert_eq!(cpu_max(2000), "200000 100000");
+        assert_eq!(cpu_max(1), "1000 100000");
+    }
+}

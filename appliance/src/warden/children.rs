@@ -1,0 +1,341 @@
+//! The workers and image workers that run.
+
+use std::collections::{HashMap, HashSet};
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::process::Stdio;
+
+use uuid::Uuid;
+
+use super::cgroup::{CgroupError, Cgroups, Leaf};
+use super::channel;
+use super::protocol::{Event, MAX_REPORT_BYTES, Refused};
+use super::spawn::{OURSELVES, Process};
+use crate::worker::spec::{ImageWorkerSetup, WorkerSetup, WorkerSpec};
+
+/// The most processes at once; far above what one host can hold in memory.
+const MAX_CHILDREN: usize = 4096;
+/// Offsets from `uid_base`: the appliance has 0.
+const IMAGE_WORKER_UID: u32 = 1;
+const FIRST_WORKER_UID: u32 = 2;
+
+/// Why a child could not be started. Goes to the appliance as text.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error(transparent)]
+    Refused(#[from] Refused),
+    #[error("Cannot start the process")]
+    Process(#[source] io::Error),
+    #[error("Cannot confine the process")]
+    Confine(#[source] CgroupError),
+    #[error("Cannot hand the process its descriptors")]
+    HandOver(#[source] io::Error),
+}
+
+#[derive(Debug)]
+struct Running {
+    /// Dropped first: the leaf can only go once its process is reaped.
+    process: Process,
+    leaf: Option<Leaf>,
+    uid: Option<u32>,
+    report: Option<String>,
+}
+
+/// All of them, by the id that the appliance gave.
+#[derive(Debug)]
+pub struct Children {
+    program: &'static str,
+    running: HashMap<Uuid, Running>,
+    cgroups: Option<Cgroups>,
+    uid_base: Option<u32>,
+    uids: HashSet<u32>,
+    /// Leaves that the kernel would not let go of at once.
+    leftovers: Vec<Leaf>,
+}
+
+impl Children {
+    /// `uid_base`: absent when this process is not root and children keep its ids.
+    pub fn new(cgroups: Option<Cgroups>, uid_base: Option<u32>) -> Self {
+        Self {
+            program: OURSELVES,
+            running: HashMap::new(),
+            cgroups,
+            uid_base,
+            uids: HashSet::new(),
+            leftovers: Vec::new(),
+        }
+    }
+
+    pub fn spawn_worker(
+        &mut self,
+        id: Uuid,
+        spec: WorkerSpec,
+        fds: &[OwnedFd],
+        kvm: &File,
+    ) -> Result<(), StartError> {
+        self.check_id(id)?;
+        let leaf = match &self.cgroups {
+            Some(groups) => Some(groups.leaf(id, &spec).map_err(StartError::Confine)?),
+            None => None,
+        };
+        let uid = self.free_uid();
+        let setup = WorkerSetup { id, uid, spec };
+        let fds: Vec<_> = fds.iter().map(AsFd::as_fd).chain([kvm.as_fd()]).collect();
+        self.start(id, "worker", uid, leaf, &setup, &fds)
+    }
+
+    pub fn spawn_image_worker(
+        &mut self,
+        id: Uuid,
+        job: String,
+        fds: &[OwnedFd],
+    ) -> Result<(), StartError> {
+        self.check_id(id)?;
+        let uid = self.uid_base.map(|base| base + IMAGE_WORKER_UID);
+        let setup = ImageWorkerSetup { uid, job };
+        let fds: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
+        self.start(id, "image-worker", uid, None, &setup, &fds)
+    }
+
+    /// Unknown ids are no error: the child may have ended while the request was on its way.
+    pub fn kill(&self, id: Uuid) {
+        if let Some(running) = self.running.get(&id) {
+            running.process.kill();
+        }
+    }
+
+    pub fn limit_cpu(&self, id: Uuid) {
+        if let Some(Running { leaf: Some(leaf), .. }) = self.running.get(&id)
+            && let Err(error) = leaf.limit_cpu()
+        {
+            tracing::warn!(worker = %id, "{}", crate::exit::chain(&error));
+        }
+    }
+
+    /// What to wait on: every child's end and what it has to say.
+    pub fn watched(&self) -> impl Iterator<Item = (Uuid, BorrowedFd<'_>, Option<BorrowedFd<'_>>)> {
+        self.running.iter().map(|(id, running)| {
+            (*id, running.process.pidfd(), running.process.socket.as_ref().map(AsFd::as_fd))
+        })
+    }
+
+    /// Takes a child's report, once. Its text is not looked at here.
+    pub fn hear(&mut self, id: Uuid) {
+        let Some(running) = self.running.get_mut(&id) else {
+            return;
+        };
+        let Some(socket) = &running.process.socket else {
+            return;
+        };
+        match channel::receive(socket.as_fd(), true) {
+            Ok(Some(message)) if message.bytes.len() <= MAX_REPORT_BYTES => {
+                let text = String::from_utf8_lossy(&message.bytes).into_owned();
+                running.report.get_or_insert(text);
+            }
+            Ok(Some(_)) => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Ok(None) | Err(_) => running.process.socket = None,
+        }
+    }
+
+    /// The event to tell if the child has ended; everything of it is removed then.
+    pub fn reap(&mut self, id: Uuid) -> Option<Event> {
+        // Its last word may have come together with its end.
+        self.hear(id);
+        let status = match self.running.get_mut(&id)?.process.try_wait() {
+            Ok(status) => status?,
+            Err(error) => {
+                tracing::error!(worker = %id, "Cannot wait for a child: {error}");
+                return None;
+            }
+        };
+        let report = self.forget(id);
+        Some(Event::Exited { id, status, report })
+    }
+
+    /// Kills and reaps all.
+    pub fn end_all(&mut self) {
+        // All at once first, so that they die side by side.
+        self.running.values().for_each(|running| running.process.kill());
+        for id in self.running.keys().copied().collect::<Vec<_>>() {
+            self.forget(id);
+        }
+        self.remove_leftovers();
+    }
+
+    pub fn len(&self) -> usize {
+        self.running.len()
+    }
+
+    fn check_id(&self, id: Uuid) -> Result<(), Refused> {
+        if self.running.contains_key(&id) {
+            return Err(Refused::IdInUse);
+        }
+        if self.running.len() >= MAX_CHILDREN {
+            return Err(Refused::TooMany { limit: MAX_CHILDREN });
+        }
+        Ok(())
+    }
+
+    fn start(
+        &mut self,
+        id: Uuid,
+        role: &str,
+        uid: Option<u32>,
+        leaf: Option<Leaf>,
+        setup: &impl serde::Serialize,
+        fds: &[BorrowedFd<'_>],
+    ) -> Result<(), StartError> {
+        let result = start_confined(self.program, role, leaf.as_ref(), setup, fds);
+        match result {
+            Ok(process) => {
+                self.running.insert(id, Running { process, leaf, uid, report: None });
+                Ok(())
+            }
+            Err(error) => {
+                self.release(leaf, uid);
+                Err(error)
+            }
+        }
+    }
+
+    fn forget(&mut self, id: Uuid) -> Option<String> {
+        let Running { process, leaf, uid, report } = self.running.remove(&id)?;
+        drop(process);
+        self.release(leaf, uid);
+        report
+    }
+
+    fn release(&mut self, leaf: Option<Leaf>, uid: Option<u32>) {
+        if let Some(uid) = uid {
+            self.uids.remove(&uid);
+        }
+        self.leftovers.extend(leaf);
+        self.remove_leftovers();
+    }
+
+    fn remove_leftovers(&mut self) {
+        self.leftovers.retain(|leaf| leaf.remove().is_err());
+    }
+
+    /// One that no running worker has, so that workers cannot reach each other.
+    fn free_uid(&mut self) -> Option<u32> {
+        let first = self.uid_base? + FIRST_WORKER_UID;
+        let free = (first..).find(|uid| !self.uids.contains(uid))?;
+        self.uids.insert(free);
+        Some(free)
+    }
+}
+
+fn start_confined(
+    program: &str,
+    role: &str,
+    leaf: Option<&Leaf>,
+    setup: &impl serde::Serialize,
+    fds: &[BorrowedFd<'_>],
+) -> Result<Process, StartError> {
+    let process = Process::spawn(program, role, Stdio::null()).map_err(StartError::Process)?;
+    if let Some(leaf) = leaf {
+        leaf.add(process.id()).map_err(StartError::Confine)?;
+    }
+    process.send_first(setup, fds).map_err(StartError::HandOver)?;
+    Ok(process)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::warden::protocol::Status;
+    use rustix::event::{PollFd, PollFlags, Timespec};
+
+    const DEADLINE: Timespec = Timespec { tv_sec: 20, tv_nsec: 0 };
+
+    fn children(program: &'static str) -> Children {
+        Children { program, ..Children::new(None, None) }
+    }
+
+    fn spawn(children: &mut Children, id: Uuid) -> Result<(), StartError> {
+        let spec = WorkerSpec { vcpus: 1, cpu_millis: 250, mem_mib: 128 };
+        let kvm = tempfile::tempfile().unwrap();
+        children.spawn_worker(id, spec, &[], &kvm)
+    }
+
+    /// Waits until the kernel says that the child has ended, and reaps it.
+    fn reaped(children: &mut Children, id: Uuid) -> Event {
+        let (_, pidfd, _) = children.watched().find(|(other, ..)| *other == id).unwrap();
+        let mut fds = [PollFd::from_borrowed_fd(pidfd, PollFlags::IN)];
+        assert_eq!(rustix::event::poll(&mut fds, Some(&DEADLINE)).unwrap(), 1, "it never ended");
+        children.reap(id).expect("the kernel said that it has ended")
+    }
+
+    #[test]
+    fn child_that_ends_is_reported_once_with_its_status() {
+        // `grep worker` looks for its name in the setup, finds none and ends with 1 at the end.
+        let mut children = children("/bin/grep");
+        let id = Uuid::new_v4();
+        spawn(&mut children, id).unwrap();
+        children.running.get_mut(&id).unwrap().process.socket = None;
+        let expected = Event::Exited { id, status: Status::Code(1), report: None };
+        assert_eq!(reaped(&mut children, id), expected);
+        assert_eq!(children.len(), 0);
+        assert!(children.reap(id).is_none());
+    }
+
+    #[test]
+    fn child_that_runs_is_not_reaped_and_ends_when_it_is_killed() {
+        // `yes worker` runs until somebody ends it.
+        let mut children = children("/usr/bin/yes");
+        let id = Uuid::new_v4();
+        spawn(&mut children, id).unwrap();
+        assert!(children.reap(id).is_none());
+        children.kill(Uuid::new_v4());
+        assert!(children.reap(id).is_none(), "another id killed it");
+        children.kill(id);
+        let expected = Event::Exited { id, status: Status::Signal(9), report: None };
+        assert_eq!(reaped(&mut children, id), expected);
+    }
+
+    #[test]
+    fn id_in_use_is_refused_and_free_again_afterwards() {
+        let mut children = children("/usr/bin/yes");
+        let id = Uuid::new_v4();
+        spawn(&mut children, id).unwrap();
+        let error = spawn(&mut children, id).unwrap_err();
+        assert!(matches!(error, StartError::Refused(Refused::IdInUse)), "{error}");
+        assert_eq!(children.len(), 1);
+        children.end_all();
+        spawn(&mut children, id).unwrap();
+    }
+
+    #[test]
+    fn program_that_does_not_exist_is_an_error_and_leaves_nothing() {
+        let mut children = children("/nonexistent/cabana");
+        let error = spawn(&mut children, Uuid::new_v4()).unwrap_err();
+        assert!(matches!(error, StartError::Process(_)), "{error}");
+        assert_eq!(children.len(), 0);
+    }
+
+    #[test]
+    fn running_workers_have_different_ids_and_ids_are_used_again() {
+        let mut children = Children::new(None, Some(70_000));
+        assert_eq!(children.free_uid(), Some(70_002));
+        assert_eq!(children.free_uid(), Some(70_003));
+        children.release(None, Some(70_002));
+        assert_eq!(children.free_uid(), Some(70_002));
+        assert_eq!(Children::new(None, None).free_uid(), None);
+    }
+
+    #[test]
+    fn all_children_are_ended_and_reaped_together() {
+        let mut children = children("/usr/bin/yes");
+        let ids: Vec<_> = (0..5).map(|_| Uuid::new_v4()).collect();
+        ids.iter().for_each(|id| spawn(&mut children, *id).unwrap());
+        let pids: Vec<u32> = children.running.values().map(|child| child.process.id()).collect();
+        children.end_all();
+        for pid in pids {
+            let folder = format!("/proc/{pid}");
+            assert!(!std::path::Path::new(&folder).exists(), "{folder} is still there");
+        }
+    }
+}

@@ -1,0 +1,274 @@
+//! The appliance's side of the warden's socket.
+//!
+//! One task owns the socket. Everybody else sends it commands and gets answers, so requests and
+//! events cannot overtake each other.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::{self, Read, Seek};
+use std::os::fd::{AsFd, OwnedFd};
+
+use rustix::fs::MemfdFlags;
+use tokio::io::Interest;
+use tokio::net::UnixDatagram;
+use tokio::sync::{mpsc, oneshot, watch};
+use uuid::Uuid;
+
+use super::channel;
+use super::protocol::{Event, Request, Status};
+use crate::images;
+use crate::worker::spec::WorkerSpec;
+
+/// Commands that wait for the socket.
+const QUEUE: usize = 256;
+/// The longest report of an image worker.
+const MAX_IMAGE_REPORT_BYTES: u64 = 8 << 20;
+
+/// Why the warden did not spawn a process.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum SpawnError {
+    #[error("The warden refused: {0}")]
+    Refused(String),
+    #[error("The warden is gone")]
+    WardenGone,
+    #[error("Cannot send the request to the warden: {0}")]
+    Send(String),
+}
+
+/// Why an image job gave no report.
+#[derive(Debug, thiserror::Error)]
+pub enum ImageJobError {
+    #[error("Cannot start an image worker")]
+    Spawn(#[from] SpawnError),
+    #[error("Cannot prepare or read the report of an image worker")]
+    Report(#[source] io::Error),
+    #[error("The image job or its report cannot be encoded")]
+    Encoding(#[source] serde_json::Error),
+    /// The job was done and failed, mostly because the image is bad.
+    #[error(transparent)]
+    Job(images::ImageError),
+    #[error("The image worker ended with {0} and left no report")]
+    Died(Status),
+}
+
+/// A process is gone, and everything that the warden made for it too.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ProcessEnd {
+    pub status: Status,
+    pub report: Option<String>,
+}
+
+type Spawned = Result<oneshot::Receiver<ProcessEnd>, SpawnError>;
+
+#[derive(Debug)]
+enum Command {
+    Spawn { id: Uuid, request: Request, fds: Vec<OwnedFd>, answer: oneshot::Sender<Spawned> },
+    Tell(Request),
+}
+
+/// Sends requests to the warden. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct WardenClient {
+    commands: mpsc::Sender<Command>,
+    stop: watch::Receiver<bool>,
+}
+
+impl WardenClient {
+    /// Takes the socket over; needs a running tokio.
+    pub fn start(socket: OwnedFd) -> io::Result<Self> {
+        // tokio has no type for SOCK_SEQPACKET; of this one only the readiness is used.
+        let socket = std::os::unix::net::UnixDatagram::from(socket);
+        socket.set_nonblocking(true)?;
+        let (commands, inbox) = mpsc::channel(QUEUE);
+        let (stop_sender, stop) = watch::channel(false);
+        let link = Link {
+            socket: UnixDatagram::from_std(socket)?,
+            stop: stop_sender,
+            starting: HashMap::new(),
+            running: HashMap::new(),
+        };
+        tokio::spawn(link.run(inbox));
+        Ok(Self { commands, stop })
+    }
+
+    /// Turns true when the warden asks for an orderly stop. Closed when the warden is gone.
+    pub fn stop_requested(&self) -> watch::Receiver<bool> {
+        self.stop.clone()
+    }
+
+    pub async fn spawn_worker(&self, id: Uuid, spec: WorkerSpec, fds: Vec<OwnedFd>) -> Spawned {
+        self.spawn(id, Request::SpawnWorker { id, spec }, fds).await
+    }
+
+    pub async fn limit_cpu(&self, id: Uuid) {
+        self.tell(Request::LimitCpu { id }).await;
+    }
+
+    pub async fn kill(&self, id: Uuid) {
+        self.tell(Request::Kill { id }).await;
+    }
+
+    /// Runs one job in an image worker of its own and waits for it. When the caller goes away, the
+    /// worker is killed.
+    pub async fn run_image_job(
+        &self,
+        job: images::Job,
+        mut fds: Vec<OwnedFd>,
+    ) -> Result<images::JobReport, ImageJobError> {
+        let id = Uuid::new_v4();
+        let job = serde_json::to_string(&job).map_err(ImageJobError::Encoding)?;
+        let report = rustix::fs::memfd_create("image report", MemfdFlags::CLOEXEC)
+            .map_err(|error| ImageJobError::Report(error.into()))?;
+        let report = File::from(report);
+        fds.push(report.try_clone().map_err(ImageJobError::Report)?.into());
+        let ended = self.spawn(id, Request::SpawnImageWorker { id, job }, fds).await?;
+        let kill = KillOnDrop { client: self.clone(), id };
+        let end = ended.await.map_err(|_| SpawnError::WardenGone)?;
+        kill.defuse();
+        read_report(report, end.status)
+    }
+
+    async fn spawn(&self, id: Uuid, request: Request, fds: Vec<OwnedFd>) -> Spawned {
+        let (answer, answered) = oneshot::channel();
+        let command = Command::Spawn { id, request, fds, answer };
+        self.commands.send(command).await.map_err(|_| SpawnError::WardenGone)?;
+        answered.await.map_err(|_| SpawnError::WardenGone)?
+    }
+
+    async fn tell(&self, request: Request) {
+        // A warden that is gone has taken its children with it.
+        let _ = self.commands.send(Command::Tell(request)).await;
+    }
+}
+
+fn read_report(mut report: File, status: Status) -> Result<images::JobReport, ImageJobError> {
+    let mut text = Vec::new();
+    report.rewind().map_err(ImageJobError::Report)?;
+    report.take(MAX_IMAGE_REPORT_BYTES).read_to_end(&mut text).map_err(ImageJobError::Report)?;
+    if text.is_empty() {
+        return Err(ImageJobError::Died(status));
+    }
+    let report: Result<images::JobReport, images::ImageError> =
+        serde_json::from_slice(&text).map_err(ImageJobError::Encoding)?;
+    report.map_err(ImageJobError::Job)
+}
+
+/// Kills a process whose caller stopped waiting for it.
+struct KillOnDrop {
+    client: WardenClient,
+    id: Uuid,
+}
+
+impl KillOnDrop {
+    fn defuse(self) {
+        std::mem::forget(self);
+    }
+}
+
+impl Drop for KillOnDrop {
+    fn drop(&mut self) {
+        let (client, id) = (self.client.clone(), self.id);
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            runtime.spawn(async move { client.kill(id).await });
+        }
+    }
+}
+
+/// Owns the socket.
+struct Link {
+    socket: UnixDatagram,
+    stop: watch::Sender<bool>,
+    starting: HashMap<Uuid, oneshot::Sender<Spawned>>,
+    running: HashMap<Uuid, oneshot::Sender<ProcessEnd>>,
+}
+
+impl Link {
+    async fn run(mut self, inbox: mpsc::Receiver<Command>) {
+        match self.relay(inbox).await {
+            Ok(()) => tracing::error!("The warden is gone"),
+            Err(error) => tracing::error!("Cannot read from the warden: {error}"),
+        }
+        // Its workers go with it, so there is nothing left to serve.
+        let _ = self.stop.send(true);
+    }
+
+    /// Until the warden closes the socket.
+    async fn relay(&mut self, mut inbox: mpsc::Receiver<Command>) -> io::Result<()> {
+        let mut clients = true;
+        loop {
+            tokio::select! {
+                event = receive(&self.socket) => match event? {
+                    Some(event) => self.on_event(event),
+                    None => return Ok(()),
+                },
+                command = inbox.recv(), if clients => match command {
+                    Some(command) => self.on_command(command).await,
+                    None => clients = false,
+                },
+            }
+        }
+    }
+
+    async fn on_command(&mut self, command: Command) {
+        match command {
+            Command::Spawn { id, request, fds, answer } => {
+                match send(&self.socket, &request, &fds).await {
+                    Ok(()) => {
+                        self.starting.insert(id, answer);
+                    }
+                    Err(error) => {
+                        let _ = answer.send(Err(SpawnError::Send(error.to_string())));
+                    }
+                }
+            }
+            Command::Tell(request) => {
+                if let Err(error) = send(&self.socket, &request, &[]).await {
+                    tracing::error!("Cannot send a request to the warden: {error}");
+                }
+            }
+        }
+    }
+
+    fn on_event(&mut self, event: Event) {
+        match event {
+            Event::Spawned { id } => {
+                let (end, ended) = oneshot::channel();
+                self.running.insert(id, end);
+                if let Some(answer) = self.starting.remove(&id)
+                    && answer.send(Ok(ended)).is_err()
+                {
+                    // Nobody waits for it any more, so nobody would ever stop it.
+                    let kill = serde_json::to_vec(&Request::Kill { id }).unwrap_or_default();
+                    let _ = channel::send(self.socket.as_fd(), &kill, &[], true);
+                }
+            }
+            Event::SpawnFailed { id, message } => {
+                if let Some(answer) = self.starting.remove(&id) {
+                    let _ = answer.send(Err(SpawnError::Refused(message)));
+                }
+            }
+            Event::Exited { id, status, report } => {
+                if let Some(end) = self.running.remove(&id) {
+                    let _ = end.send(ProcessEnd { status, report });
+                }
+            }
+            Event::Stop => {
+                let _ = self.stop.send(true);
+            }
+        }
+    }
+}
+
+async fn receive(socket: &UnixDatagram) -> io::Result<Option<Event>> {
+    let receive = || channel::receive(socket.as_fd(), true);
+    match socket.async_io(Interest::READABLE, receive).await? {
+        Some(message) => Ok(Some(serde_json::from_slice(&message.bytes)?)),
+        None => Ok(None),
+    }
+}
+
+async fn send(socket: &UnixDatagram, request: &Request, fds: &[OwnedFd]) -> io::Result<()> {
+    let bytes = serde_json::to_vec(request)?;
+    let fds: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
+    socket.async_io(Interest::WRITABLE, || channel::send(socket.as_fd(), &bytes, &fds, true)).await
+}

@@ -1,0 +1,27 @@
+//! The warden: the one process that may be privileged.
+//!
+//! `cabana serve` is the warden. It has no network, no async runtime and a single thread that
+//! sleeps in `poll`. It opens `/dev/kvm`, makes cgroup leaves, spawns the appliance and, on its
+//! request, workers and image workers; it reaps them all and leaves nothing behind.
+//!
+//! # Trust
+//! The appliance talks to the world, so every request of it is judged as if it were hostile
+//! (`protocol`). Descriptors that it sends are handed on and never read. What a worker reports is
+//! passed on as text and never parsed here.
+//!
+//! # Ends
+//! Every child's standard input is a socket whose other end is held here. When the warden dies,
+//! however it dies, the kernel closes these and every child ends itself.
+
+mod cgroup;
+pub mod channel;
+mod children;
+pub mod client;
+mod folders;
+pub mod protocol;
+mod serve;
+mod signals;
+mod spawn;
+
+pub use cgroup::is_version_2 as cgroup_version_2;
+pub use serve::{Task, serve};

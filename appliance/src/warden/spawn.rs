@@ -1,0 +1,145 @@
+//! Starting a process of this same binary.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::process::{Child, Command, Stdio};
+
+use rustix::process::{Pid, PidfdFlags, Signal};
+
+use super::channel;
+use super::protocol::Status;
+use crate::telemetry::{FILTER_VARIABLE, FORMAT_VARIABLE};
+
+/// The running file itself, even when an upgrade has put another one at its path.
+pub const OURSELVES: &str = "/proc/self/exe";
+
+/// A child with a descriptor that cannot come to mean another process, and our end of its socket.
+#[derive(Debug)]
+pub struct Process {
+    child: Child,
+    pidfd: OwnedFd,
+    /// `None` once the child has closed its end.
+    pub socket: Option<OwnedFd>,
+}
+
+impl Process {
+    /// Starts `cabana <role>`. It does nothing before its first message, so there is time to put it
+    /// where it belongs.
+    ///
+    /// No `pre_exec` and no ids: the standard library then uses `posix_spawn`, whose cost does not
+    /// grow with the memory of this process. The child gives up its ids itself.
+    pub fn spawn(program: &str, role: &str, stdout: Stdio) -> io::Result<Self> {
+        let (ours, theirs) = channel::pair()?;
+        let mut command = Command::new(program);
+        command.arg0("cabana").arg(role).env_clear();
+        for name in [FILTER_VARIABLE, FORMAT_VARIABLE, "NO_COLOR", "RUST_BACKTRACE"] {
+            if let Some(value) = std::env::var_os(name) {
+                command.env(name, value);
+            }
+        }
+        // A group of its own: Ctrl-C in a terminal is for the warden, which ends things in order.
+        command.stdin(Stdio::from(theirs)).stdout(stdout).process_group(0);
+        let mut child = command.spawn()?;
+        match open_pidfd(&child) {
+            Ok(pidfd) => Ok(Self { child, pidfd, socket: Some(ours) }),
+            Err(error) => {
+                let _ = child.kill();
+                let _ = child.wait();
+                Err(error)
+            }
+        }
+    }
+
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    pub fn pidfd(&self) -> BorrowedFd<'_> {
+        self.pidfd.as_fd()
+    }
+
+    /// Its first message: what it is for and what it lives on. A new socket has room for it.
+    pub fn send_first(
+        &self,
+        setup: &impl serde::Serialize,
+        fds: &[BorrowedFd<'_>],
+    ) -> io::Result<()> {
+        let bytes = serde_json::to_vec(setup)?;
+        match &self.socket {
+            Some(socket) => channel::send(socket.as_fd(), &bytes, fds, true),
+            None => Err(io::ErrorKind::NotConnected.into()),
+        }
+    }
+
+    pub fn kill(&self) {
+        // Fails only when it is dead already.
+        let _ = rustix::process::pidfd_send_signal(&self.pidfd, Signal::KILL);
+    }
+
+    /// Reaps it if it has ended.
+    pub fn try_wait(&mut self) -> io::Result<Option<Status>> {
+        Ok(self.child.try_wait()?.map(|status| match (status.code(), status.signal()) {
+            (Some(code), _) => Status::Code(code),
+            (None, signal) => Status::Signal(signal.unwrap_or(0)),
+        }))
+    }
+}
+
+impl Drop for Process {
+    /// Nothing that was started here is left running, on no way out.
+    fn drop(&mut self) {
+        self.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn open_pidfd(child: &Child) -> io::Result<OwnedFd> {
+    let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
+    let pid = pid.ok_or(io::ErrorKind::InvalidData)?;
+    Ok(rustix::process::pidfd_open(pid, PidfdFlags::empty())?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::event::{PollFd, PollFlags, Timespec};
+
+    const DEADLINE: Timespec = Timespec { tv_sec: 20, tv_nsec: 0 };
+
+    #[test]
+    fn child_sees_the_end_of_its_input_when_our_end_is_closed() {
+        let mut process = Process::spawn("/bin/cat", "-", Stdio::null()).unwrap();
+        assert_eq!(process.try_wait().unwrap(), None);
+        process.socket = None;
+        let mut fds = [PollFd::new(&process.pidfd, PollFlags::IN)];
+        assert_eq!(rustix::event::poll(&mut fds, Some(&DEADLINE)).unwrap(), 1, "it never ended");
+        assert_eq!(process.try_wait().unwrap(), Some(Status::Code(0)));
+    }
+
+    #[test]
+    fn child_is_gone_when_its_handle_is_dropped() {
+        let process = Process::spawn("/bin/cat", "-", Stdio::null()).unwrap();
+        let folder = format!("/proc/{}", process.id());
+        assert!(std::path::Path::new(&folder).exists());
+        drop(process);
+        assert!(!std::path::Path::new(&folder).exists());
+    }
+
+    #[test]
+    fn child_inherits_neither_our_files_nor_our_end_of_its_socket() {
+        use std::os::linux::fs::MetadataExt;
+        let file = tempfile::tempfile().unwrap();
+        let process = Process::spawn("/bin/cat", "-", Stdio::null()).unwrap();
+        let ours = rustix::fs::fstat(process.socket.as_ref().unwrap()).unwrap().st_ino;
+        let inodes: Vec<u64> = std::fs::read_dir(format!("/proc/{}/fd", process.id()))
+            .unwrap()
+            // The program's loader opens and closes its libraries meanwhile.
+            .filter_map(|fd| std::fs::metadata(fd.unwrap().path()).ok())
+            .map(|metadata| metadata.st_ino())
+            .collect();
+        assert!(inodes.len() >= 3, "{inodes:?}");
+        assert!(!inodes.contains(&ours), "it would never see the end of its input");
+        assert!(!inodes.contains(&file.metadata().unwrap().st_ino()));
+    }
+}

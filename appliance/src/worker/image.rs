@@ -1,0 +1,39 @@
+//! `cabana image-worker`: one image job in a process of its own, which then ends.
+
+use std::fs::File;
+use std::io::Write;
+use std::os::fd::{AsFd, OwnedFd};
+
+use super::process::first_message;
+use super::spec::ImageWorkerSetup;
+use crate::exit::{Exit, Failure};
+use crate::warden::channel;
+use crate::{images, privileges, telemetry};
+
+pub fn run() -> Result<Exit, Failure> {
+    let first = first_message::<ImageWorkerSetup>(c"cabana:image")?;
+    let Some((socket, setup, mut fds)) = first else {
+        return Ok(Exit::Ok);
+    };
+    privileges::drop_to(setup.uid).map_err(|error| Failure::of(Exit::Internal, &error))?;
+    telemetry::start();
+    end_with(socket).map_err(|error| Failure::of(Exit::Internal, &error))?;
+    let (Some(report), Ok(job)) = (fds.pop(), serde_json::from_str(&setup.job)) else {
+        return Err(Failure::new(Exit::Internal, "The image job cannot be read"));
+    };
+    let result = images::worker::run(job, fds);
+    let exit = if result.is_ok() { Exit::Ok } else { Exit::Failed };
+    let text = serde_json::to_vec(&result).map_err(|error| Failure::of(Exit::Internal, &error))?;
+    File::from(report).write_all(&text).map_err(|error| Failure::of(Exit::Internal, &error))?;
+    Ok(exit)
+}
+
+/// Ends this process when the warden's socket closes.
+fn end_with(socket: OwnedFd) -> std::io::Result<()> {
+    let thread = std::thread::Builder::new().name("warden-watch".to_owned());
+    thread.spawn(move || {
+        let _ = channel::receive(socket.as_fd(), false);
+        std::process::exit(Exit::Internal.code().into());
+    })?;
+    Ok(())
+}
