@@ -1,0 +1,150 @@
+//! Without a good token nothing happens.
+
+use std::thread;
+use std::time::{Duration, SystemTime};
+
+use e2e::{Session, TestAppliance};
+use hyper::Method;
+use hyper::header::{AUTHORIZATION, WWW_AUTHENTICATE};
+
+e2e::tests! {
+    Shared: [
+        request_without_a_token_is_refused_and_told_how,
+        token_that_was_changed_is_refused,
+        token_of_another_appliance_or_another_scheme_is_refused,
+        token_that_has_expired_is_refused,
+        token_for_one_pool_does_not_open_another,
+        refused_request_starts_no_session,
+    ];
+}
+
+/// How long after its end a token is still taken, because clocks differ.
+const LEEWAY: Duration = Duration::from_secs(5);
+
+fn get_with(
+    host: &TestAppliance,
+    session: &Session,
+    authorization: Option<&str>,
+) -> e2e::client::Answer {
+    let mut request = session.client().request(Method::GET, &session.target("/"));
+    if let Some(value) = authorization {
+        request = request.header(AUTHORIZATION, value);
+    }
+    let request = request.body(e2e::client::empty()).unwrap();
+    host.block_on(session.send(request))
+}
+
+#[track_caller]
+fn assert_unauthorized(answer: &e2e::client::Answer) {
+    answer.assert_refused(401, "Unauthorized");
+    let challenge = answer.headers[WWW_AUTHENTICATE].to_str().unwrap();
+    assert!(challenge.starts_with("Bearer"), "{challenge}");
+}
+
+fn request_without_a_token_is_refused_and_told_how(host: &TestAppliance) {
+    let session = host.shared_session();
+    assert_unauthorized(&get_with(host, &session, None));
+    // Before anything else is looked at: a stranger learns nothing about pools.
+    let stranger = host
+        .client()
+        .request(Method::GET, "/nothing/here")
+        .body(e2e::client::empty())
+        .unwrap();
+    assert_unauthorized(&host.block_on(host.client().send(stranger)));
+}
+
+fn token_that_was_changed_is_refused(host: &TestAppliance) {
+    let session = host.shared_session();
+    let good = session.authorization();
+    assert_eq!(get_with(host, &session, Some(&good)).status, 200);
+    // The first letter of each part: in the last one of a signature not every bit counts.
+    let dots: Vec<usize> = good.match_indices('.').map(|(at, _)| at).collect();
+    for at in ["Bearer ".len(), dots[0] + 1, dots[1] + 1] {
+        let mut changed = good.clone();
+        let letter = if good[at..].starts_with('A') {
+            "B"
+        } else {
+            "A"
+        };
+        changed.replace_range(at..=at, letter);
+        assert_unauthorized(&get_with(host, &session, Some(&changed)));
+    }
+    assert_unauthorized(&get_with(host, &session, Some(&good[..good.len() - 10])));
+    assert_unauthorized(&get_with(host, &session, Some(&good[..=dots[1]])));
+}
+
+fn token_of_another_appliance_or_another_scheme_is_refused(host: &TestAppliance) {
+    let session = host.shared_session();
+    // {"alg":"none"} {"aud":"https://dynamicsessions.io","exp":9999999999}
+    let unsigned = "Bearer eyJhbGciOiJub25lIn0.eyJhdWQiOiJodHRwczovL2R5bmFtaWNzZXNzaW9ucy5pbyIsImV4cCI6OTk5OTk5OTk5OX0.";
+    for value in [
+        unsigned,
+        "Bearer",
+        "Bearer ",
+        "Bearer x",
+        "Basic dXNlcjpwYXNzd29yZA==",
+        "x",
+    ] {
+        assert_unauthorized(&get_with(host, &session, Some(value)));
+    }
+}
+
+fn token_that_has_expired_is_refused(host: &TestAppliance) {
+    let session = host.shared_session();
+    let made = SystemTime::now();
+    let short = host.cli().ok(&["token", "create", "--ttl", "1s"]);
+    let authorization = format!("Bearer {}", short.trim_end());
+    assert_eq!(get_with(host, &session, Some(&authorization)).status, 200);
+    // The event that is waited for is a time of day. Its seconds are cut, so one more.
+    let end = made + Duration::from_secs(2) + LEEWAY;
+    while let Ok(left) = end.duration_since(SystemTime::now()) {
+        thread::park_timeout(left);
+    }
+    let answer = get_with(host, &session, Some(&authorization));
+    assert_unauthorized(&answer);
+    assert!(answer.text().contains("expired"), "{}", answer.text());
+}
+
+fn token_for_one_pool_does_not_open_another(host: &TestAppliance) {
+    let session = host.shared_session();
+    let create = ["token", "create", "--pool", "shared", "--ttl", "10m"];
+    let stdout = host.cli().ok(&create);
+    assert_eq!(
+        stdout.lines().count(),
+        1,
+        "nothing but the token: {stdout:?}"
+    );
+    let authorization = format!("Bearer {}", stdout.trim_end());
+    assert_eq!(get_with(host, &session, Some(&authorization)).status, 200);
+
+    let other = host.pool("other").create();
+    let refused = get_with(host, &other.session("user-1"), Some(&authorization));
+    let error = refused.assert_refused(403, "Forbidden");
+    assert!(
+        error["message"].as_str().unwrap().contains("other"),
+        "{error}"
+    );
+
+    let described = host.cli().json(&create);
+    assert!(
+        described["token"]
+            .as_str()
+            .is_some_and(|token| token.len() > 40),
+        "{described}"
+    );
+    assert!(!described["expiresAt"].is_null(), "{described}");
+}
+
+fn refused_request_starts_no_session(host: &TestAppliance) {
+    host.shared_session();
+    let pool = host.pool("untouched").create();
+    let before = host.traces();
+    let session = pool.session("user-1");
+    assert_unauthorized(&get_with(host, &session, None));
+    assert_unauthorized(&get_with(host, &session, Some("Bearer x")));
+    let after = host.traces().since(&before);
+    assert!(
+        after.is_empty(),
+        "a request that was refused has made {after:#?}"
+    );
+}

@@ -1,0 +1,26 @@
+//! Drives the shipped `cabana` binary from outside, through its command line and HTTPS.
+//!
+//! - `harness`: runs the tests and looks after the appliance that they share.
+//! - `appliance`: one running `cabana serve` with its own root, and what it leaves behind.
+//! - `cli`: one run of a client command.
+//! - `pool`: pools and sessions as the tests see them.
+//! - `client`: HTTPS, HTTP/1.1 and HTTP/2, and the bare TLS stream for malformed requests.
+//! - `artifacts`: the binary and the images, named by the environment.
+//! - `process`, `traces`, `log`: what can be seen of the appliance on the host.
+//!
+//! Nothing here sleeps: everything waits for an event, with a deadline that says what did not happen.
+
+pub mod appliance;
+pub mod artifacts;
+pub mod cli;
+pub mod client;
+pub mod harness;
+pub mod log;
+pub mod pool;
+pub mod process;
+pub mod traces;
+
+pub use appliance::TestAppliance;
+pub use cli::Cli;
+pub use client::Client;
+pub use pool::{Pool, Session};

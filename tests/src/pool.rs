@@ -1,0 +1,191 @@
+//! Pools and sessions as the tests see them.
+
+use bytes::Bytes;
+use hyper::header::AUTHORIZATION;
+use hyper::http::request;
+use hyper::{Method, Request};
+use serde_json::{Value, json};
+
+use crate::client::{Answer, Body, empty, full};
+use crate::{Client, TestAppliance};
+
+/// Pools of the command line live in this subscription.
+const SUBSCRIPTION: &str = "00000000-0000-0000-0000-000000000000";
+const RESOURCE_GROUP: &str = "default";
+
+/// What a pool is made from. Without more it runs the demo image.
+pub struct PoolBuilder<'a> {
+    host: &'a TestAppliance,
+    name: String,
+    flags: Vec<String>,
+}
+
+/// A pool that exists.
+pub struct Pool<'a> {
+    host: &'a TestAppliance,
+    pub name: String,
+}
+
+/// One identifier of a pool, and a token to use it.
+#[derive(Clone)]
+pub struct Session<'a> {
+    host: &'a TestAppliance,
+    client: Client,
+    pool: String,
+    token: String,
+    pub identifier: String,
+}
+
+impl<'a> PoolBuilder<'a> {
+    pub fn new(host: &'a TestAppliance, name: &str) -> Self {
+        Self {
+            host,
+            name: name.to_owned(),
+            flags: Vec::new(),
+        }
+    }
+
+    /// Flags of `cabana sessionpool create`.
+    #[must_use]
+    pub fn with(mut self, flags: &[&str]) -> Self {
+        self.flags
+            .extend(flags.iter().map(|flag| (*flag).to_owned()));
+        self
+    }
+
+    pub fn create(self) -> Pool<'a> {
+        let Self {
+            host,
+            name,
+            mut flags,
+        } = self;
+        let default = |flags: &mut Vec<String>, flag: &str, value: &str| {
+            if !flags.iter().any(|given| given == flag) {
+                flags.extend([flag.to_owned(), value.to_owned()]);
+            }
+        };
+        if !flags.iter().any(|given| given == "--image") {
+            flags.extend(["--image".to_owned(), host.demo_image().to_owned()]);
+        }
+        default(&mut flags, "--target-port", "8080");
+        // A whole CPU: on an emulated processor a quarter of one is very slow.
+        default(&mut flags, "--cpu", "1.0");
+        default(&mut flags, "--memory", "0.5Gi");
+        let mut arguments = vec!["sessionpool", "create", "--name", &name];
+        arguments.extend(flags.iter().map(String::as_str));
+        host.cli().ok(&arguments);
+        host.pool_was_made(&name);
+        Pool { host, name }
+    }
+}
+
+impl<'a> Pool<'a> {
+    pub(crate) fn existing(host: &'a TestAppliance, name: &str) -> Self {
+        Self {
+            host,
+            name: name.to_owned(),
+        }
+    }
+
+    pub fn session(&self, identifier: &str) -> Session<'a> {
+        self.session_with(identifier, self.host.token())
+    }
+
+    /// A session that is used with a token of one's own.
+    pub fn session_with(&self, identifier: &str, token: &str) -> Session<'a> {
+        Session {
+            host: self.host,
+            client: self.host.client(),
+            pool: self.name.clone(),
+            token: token.to_owned(),
+            identifier: identifier.to_owned(),
+        }
+    }
+
+    /// Ends all sessions of the pool. Returns when nothing of them is left.
+    pub fn delete(self) {
+        self.host
+            .cli()
+            .ok(&["sessionpool", "delete", "--name", &self.name]);
+        self.host.pool_was_deleted(&self.name);
+    }
+}
+
+/// Path of a pool's endpoint, without a slash at its end.
+pub fn endpoint(pool: &str) -> String {
+    format!("/subscriptions/{SUBSCRIPTION}/resourceGroups/{RESOURCE_GROUP}/sessionPools/{pool}")
+}
+
+impl Session<'_> {
+    pub fn client(&self) -> &Client {
+        &self.client
+    }
+
+    pub fn authorization(&self) -> String {
+        format!("Bearer {}", self.token)
+    }
+
+    /// Path and query of the whole request; `path` is what the container gets, with its own query.
+    pub fn target(&self, path: &str) -> String {
+        let separator = if path.contains('?') { '&' } else { '?' };
+        format!(
+            "{}{path}{separator}identifier={}",
+            endpoint(&self.pool),
+            percent_encode(&self.identifier)
+        )
+    }
+
+    /// The start of a request, with the token.
+    pub fn request(&self, method: Method, path: &str) -> request::Builder {
+        self.client
+            .request(method, &self.target(path))
+            .header(AUTHORIZATION, self.authorization())
+    }
+
+    pub async fn send(&self, request: Request<Body>) -> Answer {
+        self.client.send(request).await
+    }
+
+    pub fn get(&self, path: &str) -> Answer {
+        self.call(Method::GET, path, Bytes::new())
+    }
+
+    pub fn call(&self, method: Method, path: &str, body: impl Into<Bytes>) -> Answer {
+        let body = body.into();
+        let body = if body.is_empty() { empty() } else { full(body) };
+        let request = self
+            .request(method, path)
+            .body(body)
+            .expect("the parts of the request are well formed");
+        self.host.block_on(self.send(request))
+    }
+
+    /// What names the guest's boot, the same as long as it is the same guest.
+    #[track_caller]
+    pub fn boot_id(&self) -> String {
+        let id = self.get("/id").json();
+        id["bootId"]
+            .as_str()
+            .unwrap_or_else(|| panic!("no boot id: {id}"))
+            .to_owned()
+    }
+
+    /// Runs a program in the container.
+    #[track_caller]
+    pub fn exec(&self, argv: &[&str]) -> Value {
+        self.call(Method::POST, "/exec", json!({ "argv": argv }).to_string())
+            .json()
+    }
+}
+
+/// Encodes what may not stand in a query as it is.
+pub fn percent_encode(text: &str) -> String {
+    text.bytes()
+        .map(|byte| match byte {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => {
+                char::from(byte).to_string()
+            }
+            _ => format!("%{byte:02X}"),
+        })
+        .collect()
+}
