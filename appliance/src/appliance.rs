@@ -18,7 +18,7 @@ const ORPHAN_LIMIT: Duration = Duration::from_secs(1);
 
 pub fn run() -> Result<Exit, Failure> {
     let first = process::first_message::<ApplianceSetup>(c"cabana:applianc")?;
-    let Some((socket, setup, _)) = first else {
+    let Some((socket, setup, fds)) = first else {
         return Ok(Exit::Ok);
     };
     privileges::drop_to(setup.uid).map_err(|error| Failure::of(Exit::Internal, &error))?;
@@ -27,19 +27,26 @@ pub fn run() -> Result<Exit, Failure> {
         .enable_all()
         .build()
         .map_err(|error| Failure::of(Exit::Internal, &error))?;
-    let result = runtime.block_on(run_until_stopped(setup, socket));
+    let result = runtime.block_on(run_until_stopped(setup, socket, fds));
     // Not waiting for blocking threads: the store has flushed what it has answered for.
     runtime.shutdown_timeout(ORPHAN_LIMIT);
     match result {
         Ok(exit) => Ok(exit),
-        Err(error) => Err(Failure::new(Exit::Failed, format!("{error:#}").replace('\n', " "))),
+        Err(error) => Err(Failure::new(
+            Exit::Failed,
+            format!("{error:#}").replace('\n', " "),
+        )),
     }
 }
 
-async fn run_until_stopped(setup: ApplianceSetup, socket: OwnedFd) -> anyhow::Result<Exit> {
+async fn run_until_stopped(
+    setup: ApplianceSetup,
+    socket: OwnedFd,
+    fds: Vec<OwnedFd>,
+) -> anyhow::Result<Exit> {
     let warden = WardenClient::start(socket).context("Cannot use the warden's socket")?;
     let stop = warden.stop_requested();
-    let work = work(setup, warden, stop.clone());
+    let work = work(setup, fds, warden, stop.clone());
     tokio::select! {
         result = work => result.map(|()| Exit::Ok),
         () = orphaned(stop) => Ok(Exit::Internal),
@@ -48,6 +55,7 @@ async fn run_until_stopped(setup: ApplianceSetup, socket: OwnedFd) -> anyhow::Re
 
 async fn work(
     setup: ApplianceSetup,
+    fds: Vec<OwnedFd>,
     warden: WardenClient,
     stop: watch::Receiver<bool>,
 ) -> anyhow::Result<()> {
@@ -57,9 +65,22 @@ async fn work(
         .context("Cannot make the folder of the workers")?;
     match task {
         Task::Serve => {
+            let listener = fds
+                .into_iter()
+                .next()
+                .context("The warden sent no listening socket")?;
             let images =
                 images::Cache::open(&config.paths.images).context("Cannot open the image cache")?;
-            service::run(service::Context { config, workers, images }, stop).await
+            service::run(
+                service::Context {
+                    config,
+                    listener: listener.into(),
+                    workers,
+                    images,
+                },
+                stop,
+            )
+            .await
         }
         Task::BenchColdBoot { count, json } => bench::cold_boot(&workers, count, json).await,
     }

@@ -24,7 +24,9 @@ const MEM_MIB: u32 = 128;
 /// Boots `count` guests one after the other and prints the times.
 pub async fn cold_boot(workers: &WorkerHost, count: u32, json: bool) -> anyhow::Result<()> {
     let mut times = Vec::new();
-    let image = empty_image(workers).await.context("Cannot make an empty image")?;
+    let image = empty_image(workers)
+        .await
+        .context("Cannot make an empty image")?;
     for _ in 0..count {
         times.push(boot_once(workers, image.try_clone()?).await?.as_secs_f64() * 1000.0);
     }
@@ -54,7 +56,10 @@ async fn boot_once(workers: &WorkerHost, root_image: File) -> anyhow::Result<Dur
         cpu_millis: 1000,
         mem_mib: MEM_MIB,
         // Never looked at: the worker is stopped before the container could matter.
-        container: ContainerSpec { argv: vec!["/none".to_owned()], ..ContainerSpec::default() },
+        container: ContainerSpec {
+            argv: vec!["/none".to_owned()],
+            ..ContainerSpec::default()
+        },
     };
     let (worker, mut events) = workers.launch(request).await?;
     let first = timeout(BOOT_LIMIT, async {
@@ -73,7 +78,11 @@ async fn boot_once(workers: &WorkerHost, root_image: File) -> anyhow::Result<Dur
     match first {
         Ok(Ok(elapsed)) => Ok(elapsed),
         Ok(Err(error)) => Err(error.context(tail.join(" | "))),
-        Err(_) => bail!("No agent within {} s: {}", BOOT_LIMIT.as_secs(), tail.join(" | ")),
+        Err(_) => bail!(
+            "No agent within {} s: {}",
+            BOOT_LIMIT.as_secs(),
+            tail.join(" | ")
+        ),
     }
 }
 
@@ -86,7 +95,11 @@ async fn empty_image(workers: &WorkerHost) -> anyhow::Result<File> {
         reference: None,
         limits: Limits::default(),
     };
-    let fds = vec![empty_archive()?.into(), output.try_clone()?.into(), memory_file()?.into()];
+    let fds = vec![
+        empty_archive()?.into(),
+        output.try_clone()?.into(),
+        memory_file()?.into(),
+    ];
     workers.run_image_job(job, fds).await?;
     Ok(output)
 }
@@ -121,13 +134,20 @@ fn empty_archive() -> anyhow::Result<File> {
 }
 
 fn memory_file() -> std::io::Result<File> {
-    Ok(File::from(rustix::fs::memfd_create("bench", MemfdFlags::CLOEXEC)?))
+    Ok(File::from(rustix::fs::memfd_create(
+        "bench",
+        MemfdFlags::CLOEXEC,
+    )?))
 }
 
 fn median(sorted: &[f64]) -> Option<f64> {
     let middle = sorted.len() / 2;
     let upper = *sorted.get(middle)?;
-    if sorted.len() % 2 == 1 { Some(upper) } else { Some(f64::midpoint(sorted[middle - 1], upper)) }
+    if sorted.len() % 2 == 1 {
+        Some(upper)
+    } else {
+        Some(f64::midpoint(sorted[middle - 1], upper))
+    }
 }
 
 #[cfg(test)]
@@ -152,7 +172,11 @@ mod tests {
             reference: None,
             limits: Limits::default(),
         };
-        let files = [empty_archive().unwrap(), output.try_clone().unwrap(), memory_file().unwrap()];
+        let files = [
+            empty_archive().unwrap(),
+            output.try_clone().unwrap(),
+            memory_file().unwrap(),
+        ];
         crate::images::worker::run(job, files.map(Into::into).into()).unwrap();
         let mut magic = [0; 4];
         output.read_exact_at(&mut magic, 0).unwrap();

@@ -32,10 +32,16 @@ impl Exit {
 
     /// The meaning of a child's exit code; an unknown one is a failure of ours.
     pub fn from_code(code: i32) -> Self {
-        [Self::Ok, Self::Failed, Self::Usage, Self::Unavailable, Self::Permission]
-            .into_iter()
-            .find(|exit| i32::from(exit.code()) == code)
-            .unwrap_or(Self::Internal)
+        [
+            Self::Ok,
+            Self::Failed,
+            Self::Usage,
+            Self::Unavailable,
+            Self::Permission,
+        ]
+        .into_iter()
+        .find(|exit| i32::from(exit.code()) == code)
+        .unwrap_or(Self::Internal)
     }
 }
 
@@ -54,12 +60,18 @@ pub struct Failure {
 
 impl Failure {
     pub fn new(exit: Exit, line: impl Into<String>) -> Self {
-        Self { exit, line: line.into() }
+        Self {
+            exit,
+            line: line.into(),
+        }
     }
 
     /// `error` with all its causes in one line.
     pub fn of(exit: Exit, error: &dyn std::error::Error) -> Self {
-        Self { exit, line: chain(error) }
+        Self {
+            exit,
+            line: chain(error),
+        }
     }
 }
 

@@ -24,7 +24,10 @@ const BLOCK: usize = 4096;
 #[derive(Debug, thiserror::Error)]
 pub enum GuestError {
     #[error("Cannot unpack the embedded {what}")]
-    Unpack { what: &'static str, source: io::Error },
+    Unpack {
+        what: &'static str,
+        source: io::Error,
+    },
     #[error("Cannot make a disk in {folder}")]
     Disk { folder: String, source: io::Error },
 }
@@ -49,7 +52,13 @@ impl Guest {
         let initramfs = sealed("initramfs", INITRAMFS)?;
         let scratch = extents(zstd::Decoder::new(SCRATCH).map_err(unpacking("file system"))?)
             .map_err(unpacking("file system"))?;
-        Ok(Self { inner: Arc::new(Artefacts { kernel, initramfs, scratch }) })
+        Ok(Self {
+            inner: Arc::new(Artefacts {
+                kernel,
+                initramfs,
+                scratch,
+            }),
+        })
     }
 
     pub fn kernel(&self) -> &File {
@@ -62,8 +71,10 @@ impl Guest {
 
     /// A new empty disk in `folder`. It has no name, so it is gone with its last descriptor.
     pub fn new_disk(&self, folder: &Path) -> Result<File, GuestError> {
-        self.write_disk(folder)
-            .map_err(|source| GuestError::Disk { folder: folder.display().to_string(), source })
+        self.write_disk(folder).map_err(|source| GuestError::Disk {
+            folder: folder.display().to_string(),
+            source,
+        })
     }
 
     fn write_disk(&self, folder: &Path) -> io::Result<File> {
@@ -147,7 +158,10 @@ mod tests {
         image[2 * BLOCK] = 2;
         image[5 * BLOCK + 6] = 3;
         let runs = extents(image.as_slice()).unwrap();
-        let places: Vec<_> = runs.iter().map(|(offset, run)| (*offset, run.len())).collect();
+        let places: Vec<_> = runs
+            .iter()
+            .map(|(offset, run)| (*offset, run.len()))
+            .collect();
         assert_eq!(places, [(BLOCK as u64, 2 * BLOCK), (5 * BLOCK as u64, 7)]);
         let mut again = vec![0; image.len()];
         for (offset, run) in runs {
@@ -163,7 +177,11 @@ mod tests {
         let disk = Guest::unpack().unwrap().new_disk(folder.path()).unwrap();
         let metadata = disk.metadata().unwrap();
         assert_eq!(metadata.len(), DISK_BYTES);
-        assert!(metadata.blocks() * 512 < 64 << 20, "{} blocks", metadata.blocks());
+        assert!(
+            metadata.blocks() * 512 < 64 << 20,
+            "{} blocks",
+            metadata.blocks()
+        );
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
     }
 }

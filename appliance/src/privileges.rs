@@ -8,7 +8,10 @@ use rustix::process::{Gid, Uid};
 #[derive(Debug, thiserror::Error)]
 pub enum DropError {
     #[error("Cannot {what}")]
-    System { what: &'static str, source: io::Error },
+    System {
+        what: &'static str,
+        source: io::Error,
+    },
     /// Threads keep the ids that they have, so this must happen before the second one.
     #[error("Privileges must be dropped before the process has {threads} threads")]
     Threads { threads: usize },
@@ -17,8 +20,12 @@ pub enum DropError {
 /// Becomes `uid` with the group of the same number, for good: no other groups, no capability, and
 /// nothing that is executed later can bring any back. Without `uid` only the last part is done.
 pub fn drop_to(uid: Option<u32>) -> Result<(), DropError> {
-    let fail =
-        |what| move |source: rustix::io::Errno| DropError::System { what, source: source.into() };
+    let fail = |what| {
+        move |source: rustix::io::Errno| DropError::System {
+            what,
+            source: source.into(),
+        }
+    };
     rustix::thread::set_no_new_privs(true).map_err(fail("set no_new_privs"))?;
     let Some(id) = uid else { return Ok(()) };
     let threads = std::fs::read_dir("/proc/self/task").map_or(1, Iterator::count);

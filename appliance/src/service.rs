@@ -42,6 +42,8 @@ const EVENTS: usize = 16;
 /// What the service is made of.
 pub struct Context {
     pub config: Checked,
+    /// The front door's, bound and listening.
+    pub listener: std::net::TcpListener,
     pub workers: WorkerHost,
     pub images: images::Cache,
 }
@@ -51,6 +53,7 @@ pub struct Context {
 pub async fn run(context: Context, shutdown: watch::Receiver<bool>) -> anyhow::Result<()> {
     let Context {
         config,
+        listener,
         workers,
         images,
     } = context;
@@ -60,9 +63,10 @@ pub async fn run(context: Context, shutdown: watch::Receiver<bool>) -> anyhow::R
     let fingerprints = open_fingerprints(&records).await?;
     let certificate = open_certificate(&config).await?;
     let tls = Arc::new(certificate.server_config()?);
-    let public = TcpListener::bind(config.listen)
-        .await
-        .with_context(|| format!("Cannot listen on {}", config.listen))?;
+    listener
+        .set_nonblocking(true)
+        .context("Cannot use the listening socket")?;
+    let public = TcpListener::from_std(listener).context("Cannot use the listening socket")?;
     let port = public
         .local_addr()
         .context("Cannot read the address of the listener")?

@@ -15,14 +15,20 @@ pub fn start() {
     let wanted = std::env::var(FILTER_VARIABLE).ok();
     let filter = wanted.as_deref().map(EnvFilter::try_new);
     let bad = matches!(filter, Some(Err(_)));
-    let filter = filter.and_then(Result::ok).unwrap_or_else(|| EnvFilter::new(DEFAULT_FILTER));
+    let filter = filter
+        .and_then(Result::ok)
+        .unwrap_or_else(|| EnvFilter::new(DEFAULT_FILTER));
     let lines = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none());
     let json = std::env::var(FORMAT_VARIABLE).is_ok_and(|format| format == "json");
     // A second start (tests in one process) keeps the first one's subscriber.
-    let _ = if json { lines.json().try_init() } else { lines.try_init() };
+    let _ = if json {
+        lines.json().try_init()
+    } else {
+        lines.try_init()
+    };
     if bad {
         tracing::warn!("{FILTER_VARIABLE} is not a log filter; using {DEFAULT_FILTER}");
     }

@@ -31,7 +31,9 @@ type Body = UnsyncBoxBody<Bytes, io::Error>;
 
 /// The path of a pool, or of all pools of a group when `name` is absent.
 pub fn pool_path(group: &str, name: Option<&str>) -> String {
-    let name = name.map(|name| format!("/{}", escape(name))).unwrap_or_default();
+    let name = name
+        .map(|name| format!("/{}", escape(name)))
+        .unwrap_or_default();
     let group = escape(group);
     format!(
         "/subscriptions/{SUBSCRIPTION}/resourceGroups/{group}/providers/Microsoft.App/sessionPools{name}?api-version={API_VERSION}"
@@ -74,7 +76,9 @@ async fn exchange(
     path: &str,
     payload: Payload,
 ) -> Result<Value, Failure> {
-    let stream = UnixStream::connect(socket).await.map_err(|error| unreachable(socket, &error))?;
+    let stream = UnixStream::connect(socket)
+        .await
+        .map_err(|error| unreachable(socket, &error))?;
     let broken = |error: hyper::Error| {
         Failure::new(
             Exit::Unavailable,
@@ -82,27 +86,38 @@ async fn exchange(
         )
     };
     let io = TokioIo::new(stream);
-    let (mut sender, connection) =
-        hyper::client::conn::http1::handshake(io).await.map_err(broken)?;
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(io)
+        .await
+        .map_err(broken)?;
     tokio::spawn(connection);
     let request = request(method, path, payload)?;
     let response = sender.send_request(request).await.map_err(broken)?;
     let status = response.status();
-    let body = response.into_body().collect().await.map_err(broken)?.to_bytes();
+    let body = response
+        .into_body()
+        .collect()
+        .await
+        .map_err(broken)?
+        .to_bytes();
     if status.is_success() {
         if body.is_empty() {
             return Ok(Value::Null);
         }
         return serde_json::from_slice(&body).map_err(|error| {
-            Failure::new(Exit::Failed, format!("The appliance's answer is not JSON: {error}"))
+            Failure::new(
+                Exit::Failed,
+                format!("The appliance's answer is not JSON: {error}"),
+            )
         });
     }
     Err(Failure::new(Exit::Failed, refusal(status, &body)))
 }
 
 fn request(method: Method, path: &str, payload: Payload) -> Result<Request<Body>, Failure> {
-    let request =
-        Request::builder().method(method).uri(path).header(http::header::HOST, "localhost");
+    let request = Request::builder()
+        .method(method)
+        .uri(path)
+        .header(http::header::HOST, "localhost");
     let request = match payload {
         Payload::Nothing => request.body(full(Bytes::new())),
         Payload::Json(value) => request
@@ -123,7 +138,9 @@ fn request(method: Method, path: &str, payload: Payload) -> Result<Request<Body>
 }
 
 fn full(bytes: Bytes) -> Body {
-    Full::new(bytes).map_err(|never| match never {}).boxed_unsync()
+    Full::new(bytes)
+        .map_err(|never| match never {})
+        .boxed_unsync()
 }
 
 /// Reads on a blocking thread, a few chunks ahead.
@@ -145,7 +162,9 @@ impl hyper::body::Body for FileBody {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<io::Result<Frame<Bytes>>>> {
-        self.chunks.poll_recv(context).map(|chunk| chunk.map(|chunk| chunk.map(Frame::data)))
+        self.chunks
+            .poll_recv(context)
+            .map(|chunk| chunk.map(|chunk| chunk.map(Frame::data)))
     }
 }
 
@@ -202,7 +221,10 @@ fn refusal(status: StatusCode, body: &[u8]) -> String {
     let one_line = |text: &str| text.replace(['\n', '\r'], " ");
     match (error["message"].as_str(), error["code"].as_str()) {
         (Some(message), Some(code)) => {
-            let target = error["target"].as_str().map(|t| format!(", {t}")).unwrap_or_default();
+            let target = error["target"]
+                .as_str()
+                .map(|t| format!(", {t}"))
+                .unwrap_or_default();
             format!("{} ({code}{target})", one_line(message))
         }
         (Some(message), None) => one_line(message),
@@ -231,7 +253,10 @@ mod tests {
     }
 
     fn reply(status: &str, body: &str) -> String {
-        format!("HTTP/1.1 {status}\r\ncontent-length: {}\r\n\r\n{body}", body.len())
+        format!(
+            "HTTP/1.1 {status}\r\ncontent-length: {}\r\n\r\n{body}",
+            body.len()
+        )
     }
 
     async fn exchanged(
@@ -286,7 +311,11 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let failure = call(root.path(), Method::GET, "/", Payload::Nothing).unwrap_err();
         assert_eq!(failure.exit, Exit::Unavailable);
-        assert!(failure.line.contains("run/cabana/admin.sock"), "{}", failure.line);
+        assert!(
+            failure.line.contains("run/cabana/admin.sock"),
+            "{}",
+            failure.line
+        );
     }
 
     #[test]

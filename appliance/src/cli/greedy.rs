@@ -48,7 +48,10 @@ fn long_flags() -> Vec<String> {
         .and_then(|pools| pools.find_subcommand("create"))
         .into_iter()
         .flat_map(clap::Command::get_arguments);
-    create.filter_map(clap::Arg::get_long).map(|long| format!("--{long}")).collect()
+    create
+        .filter_map(clap::Arg::get_long)
+        .map(|long| format!("--{long}"))
+        .collect()
 }
 
 fn is_known(known: &[String], argument: &OsString) -> bool {
@@ -63,7 +66,9 @@ mod tests {
 
     fn expanded(arguments: &str) -> String {
         let words = arguments.split(' ').map(OsString::from).collect();
-        let words = expand(words).into_iter().map(|word| word.into_string().unwrap());
+        let words = expand(words)
+            .into_iter()
+            .map(|word| word.into_string().unwrap());
         words.collect::<Vec<_>>().join(" ")
     }
 

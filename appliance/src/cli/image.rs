@@ -28,13 +28,27 @@ pub struct Imported {
 }
 
 pub fn import(import: &ImportImage) -> Result<Exit, Failure> {
-    let imported = send(&import.connection.root, &import.source, import.name.as_deref())?;
+    let imported = send(
+        &import.connection.root,
+        &import.source,
+        import.name.as_deref(),
+    )?;
     for warning in &imported.warnings {
         eprintln!("cabana: warning: {warning}");
     }
     print(import.json, &imported, |imported| {
-        let Imported { name, digest, root_image_bytes, cached, .. } = imported;
-        let how = if *cached { "was there already" } else { "is imported" };
+        let Imported {
+            name,
+            digest,
+            root_image_bytes,
+            cached,
+            ..
+        } = imported;
+        let how = if *cached {
+            "was there already"
+        } else {
+            "is imported"
+        };
         #[allow(clippy::cast_precision_loss, reason = "a size for people")]
         let mib = *root_image_bytes as f64 / f64::from(1 << 20);
         format!("Image {name} {how}: {mib:.1} MiB, {digest}\n")
@@ -59,21 +73,34 @@ pub fn send(root: &Path, source: &Source, name: Option<&str>) -> Result<Imported
     }
     let answer = call(root, Method::POST, &path, Payload::File(file))?;
     serde_json::from_value(answer).map_err(|error| {
-        Failure::new(Exit::Failed, format!("The appliance's answer is not understood: {error}"))
+        Failure::new(
+            Exit::Failed,
+            format!("The appliance's answer is not understood: {error}"),
+        )
     })
 }
 
 pub fn list(list: &ListImages) -> Result<Exit, Failure> {
-    let answer = call(&list.connection.root, Method::GET, "/images", Payload::Nothing)?;
+    let answer = call(
+        &list.connection.root,
+        Method::GET,
+        "/images",
+        Payload::Nothing,
+    )?;
     let images = match &answer["value"] {
         Value::Array(images) => images.clone(),
         _ => Vec::new(),
     };
     print(list.json, &images, |images| {
         let row = |image: &Value| {
-            ["name", "digest", "rootImageBytes"].map(|key| cell(&image[key])).to_vec()
+            ["name", "digest", "rootImageBytes"]
+                .map(|key| cell(&image[key]))
+                .to_vec()
         };
-        table(&["NAME", "DIGEST", "BYTES"], &images.iter().map(row).collect::<Vec<_>>())
+        table(
+            &["NAME", "DIGEST", "BYTES"],
+            &images.iter().map(row).collect::<Vec<_>>(),
+        )
     })?;
     Ok(Exit::Ok)
 }

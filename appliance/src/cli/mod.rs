@@ -40,7 +40,9 @@ pub fn run() -> Exit {
 fn dispatch(cli: Cli) -> Result<Exit, Failure> {
     match cli.command {
         Command::Serve(serve) => {
-            let overrides = Overrides { listen: serve.listen };
+            let overrides = Overrides {
+                listen: serve.listen,
+            };
             let config = config::load(&serve.root, serve.config.as_deref(), &overrides)
                 .map_err(|error| Failure::of(Exit::Usage, &error))?;
             run_warden(config, Task::Serve)
@@ -49,7 +51,11 @@ fn dispatch(cli: Cli) -> Result<Exit, Failure> {
         Command::Doctor { json } => {
             let report = doctor::Report::make();
             output::print(json, &report, |report| report.text())?;
-            Ok(if report.can_run_guests { Exit::Ok } else { Exit::Failed })
+            Ok(if report.can_run_guests {
+                Exit::Ok
+            } else {
+                Exit::Failed
+            })
         }
         Command::SessionPool(command) => match command {
             SessionPoolCommand::Create(create) => sessionpool::create(create),
@@ -75,7 +81,10 @@ fn run_warden(config: config::Checked, task: Task) -> Result<Exit, Failure> {
 fn bench(count: u32, json: bool) -> Result<Exit, Failure> {
     use std::os::unix::fs::PermissionsExt as _;
     let failed = |error: std::io::Error| Failure::of(Exit::Failed, &error);
-    let root = tempfile::Builder::new().prefix("cabana-bench-").tempdir().map_err(failed)?;
+    let root = tempfile::Builder::new()
+        .prefix("cabana-bench-")
+        .tempdir()
+        .map_err(failed)?;
     // The appliance process is another user and must get through.
     let open = std::fs::Permissions::from_mode(0o755);
     std::fs::set_permissions(root.path(), open).map_err(failed)?;
@@ -102,12 +111,18 @@ fn usage_line(error: &clap::Error, arguments: &[std::ffi::OsString]) -> String {
     }
     let text = error.render().to_string();
     // The first paragraph says what is wrong; the others repeat the usage.
-    let what: Vec<&str> =
-        text.lines().take_while(|line| !line.trim().is_empty()).map(str::trim).collect();
+    let what: Vec<&str> = text
+        .lines()
+        .take_while(|line| !line.trim().is_empty())
+        .map(str::trim)
+        .collect();
     let what = what.join(" ");
     let what = what.strip_prefix("error: ").unwrap_or(&what);
     let mut letters = what.chars();
-    let first = letters.next().map(|letter| letter.to_ascii_uppercase()).unwrap_or_default();
+    let first = letters
+        .next()
+        .map(|letter| letter.to_ascii_uppercase())
+        .unwrap_or_default();
     format!("{first}{} (see `{path} --help`)", letters.as_str())
 }
 
@@ -115,7 +130,11 @@ fn usage_line(error: &clap::Error, arguments: &[std::ffi::OsString]) -> String {
 fn command_path(arguments: &[std::ffi::OsString]) -> String {
     let mut path = "cabana".to_owned();
     let mut command = Cli::command();
-    for argument in arguments.iter().skip(1).filter_map(|argument| argument.to_str()) {
+    for argument in arguments
+        .iter()
+        .skip(1)
+        .filter_map(|argument| argument.to_str())
+    {
         let Some(next) = command.find_subcommand(argument).cloned() else {
             break;
         };
@@ -131,8 +150,11 @@ mod tests {
     use super::*;
 
     fn line(arguments: &[&str]) -> String {
-        let arguments: Vec<_> =
-            ["cabana"].iter().chain(arguments).map(std::ffi::OsString::from).collect();
+        let arguments: Vec<_> = ["cabana"]
+            .iter()
+            .chain(arguments)
+            .map(std::ffi::OsString::from)
+            .collect();
         let error = Cli::try_parse_from(&arguments).unwrap_err();
         let failure = refuse(&error, &arguments).unwrap_err();
         assert_eq!(failure.exit, Exit::Usage);
@@ -154,17 +176,42 @@ mod tests {
             (vec!["fly"], "fly"),
             (vec!["serve", "--lissten", "x"], "--lissten"),
             (vec!["sessionpool", "create", "--name", "p"], "--image"),
-            (vec!["sessionpool", "create", "--image", "i", "--target-port", "80"], "--name"),
+            (
+                vec![
+                    "sessionpool",
+                    "create",
+                    "--image",
+                    "i",
+                    "--target-port",
+                    "80",
+                ],
+                "--name",
+            ),
             (with(&[]), "--target-port"),
             (with(&["--target-port", "0"]), "--target-port"),
             (with(&["--target-port", "65536"]), "--target-port"),
             (with(&["--target-port", "80", "--cpu", "-1"]), "--cpu"),
             (with(&["--target-port", "80", "--cpu", "NaN"]), "--cpu"),
-            (with(&["--target-port", "80", "--memory", "half"]), "--memory"),
-            (with(&["--target-port", "80", "--env-vars", "NAME"]), "--env-vars"),
-            (with(&["--target-port", "80", "--env-vars", "=x"]), "--env-vars"),
-            (with(&["--target-port", "80", "--max-sessions", "0"]), "--max-sessions"),
-            (with(&["--target-port", "80", "--cooldown-period", "x"]), "--cooldown-period"),
+            (
+                with(&["--target-port", "80", "--memory", "half"]),
+                "--memory",
+            ),
+            (
+                with(&["--target-port", "80", "--env-vars", "NAME"]),
+                "--env-vars",
+            ),
+            (
+                with(&["--target-port", "80", "--env-vars", "=x"]),
+                "--env-vars",
+            ),
+            (
+                with(&["--target-port", "80", "--max-sessions", "0"]),
+                "--max-sessions",
+            ),
+            (
+                with(&["--target-port", "80", "--cooldown-period", "x"]),
+                "--cooldown-period",
+            ),
             (vec!["token", "create", "--ttl", "soon"], "--ttl"),
             (vec!["token", "create", "--role", "king"], "--role"),
             (vec!["image", "import", "ftp:x"], "oci-archive:FILE"),
@@ -172,7 +219,10 @@ mod tests {
         for (arguments, named) in cases {
             let line = line(&arguments);
             assert!(line.contains(named), "{arguments:?}: {line}");
-            assert!(!line.contains('\n') && line.contains("--help`)"), "{arguments:?}: {line}");
+            assert!(
+                !line.contains('\n') && line.contains("--help`)"),
+                "{arguments:?}: {line}"
+            );
         }
     }
 
@@ -222,7 +272,10 @@ mod tests {
         assert_eq!(create.command, ["/bin/sh", "-c"]);
         assert_eq!(create.args, ["echo", "-n"]);
         assert_eq!(create.env_vars.len(), 2);
-        assert_eq!((create.cpu, create.target_port, create.max_sessions), (0.5, 8080, 3));
+        assert_eq!(
+            (create.cpu, create.target_port, create.max_sessions),
+            (0.5, 8080, 3)
+        );
         assert!(create.json);
     }
 }

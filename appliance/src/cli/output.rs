@@ -28,14 +28,23 @@ pub fn print<T: Serialize>(
 /// Columns as wide as their longest cell, two blanks between them.
 pub fn table(header: &[&str], rows: &[Vec<String>]) -> String {
     let width = |column: usize| {
-        let cells = rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count());
-        cells.max().unwrap_or(0).max(header.get(column).map_or(0, |name| name.len()))
+        let cells = rows
+            .iter()
+            .filter_map(|row| row.get(column))
+            .map(|cell| cell.chars().count());
+        cells
+            .max()
+            .unwrap_or(0)
+            .max(header.get(column).map_or(0, |name| name.len()))
     };
     let widths: Vec<usize> = (0..header.len()).map(width).collect();
     let header: Vec<String> = header.iter().map(|name| (*name).to_owned()).collect();
     let mut text = String::new();
     for row in std::iter::once(&header).chain(rows) {
-        let cells = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}"));
+        let cells = row
+            .iter()
+            .zip(&widths)
+            .map(|(cell, width)| format!("{cell:<width$}"));
         text.push_str(cells.collect::<Vec<_>>().join("  ").trim_end());
         text.push('\n');
     }
@@ -48,8 +57,10 @@ mod tests {
 
     #[test]
     fn columns_are_aligned_and_lines_have_no_blanks_at_their_end() {
-        let rows =
-            vec![vec!["a".to_owned(), "1".to_owned()], vec!["long".to_owned(), String::new()]];
+        let rows = vec![
+            vec!["a".to_owned(), "1".to_owned()],
+            vec!["long".to_owned(), String::new()],
+        ];
         assert_eq!(table(&["NAME", "N"], &rows), "NAME  N\na     1\nlong\n");
     }
 }

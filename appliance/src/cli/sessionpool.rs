@@ -13,14 +13,21 @@ use crate::exit::{Exit, Failure};
 pub fn create(create: Box<CreatePool>) -> Result<Exit, Failure> {
     let root = create.connection.root.clone();
     let image = if Source::is_meant_by(&create.image) {
-        let source: Source =
-            create.image.parse().map_err(|line: String| Failure::new(Exit::Usage, line))?;
+        let source: Source = create
+            .image
+            .parse()
+            .map_err(|line: String| Failure::new(Exit::Usage, line))?;
         image::send(&root, &source, None)?.name
     } else {
         create.image.clone()
     };
     let path = pool_path(&create.resource_group, Some(&create.name));
-    let pool = call(&root, Method::PUT, &path, Payload::Json(resource(&create, &image)))?;
+    let pool = call(
+        &root,
+        Method::PUT,
+        &path,
+        Payload::Json(resource(&create, &image)),
+    )?;
     print(create.json, &pool, |pool| {
         format!("Pool {} is ready at {}\n", create.name, endpoint(pool))
     })?;
@@ -29,7 +36,12 @@ pub fn create(create: Box<CreatePool>) -> Result<Exit, Failure> {
 
 pub fn show(target: &PoolTarget) -> Result<Exit, Failure> {
     let path = pool_path(&target.resource_group, Some(&target.name));
-    let pool = call(&target.connection.root, Method::GET, &path, Payload::Nothing)?;
+    let pool = call(
+        &target.connection.root,
+        Method::GET,
+        &path,
+        Payload::Nothing,
+    )?;
     print(target.json, &pool, details)?;
     Ok(Exit::Ok)
 }
@@ -43,16 +55,28 @@ pub fn list(list: &ListPools) -> Result<Exit, Failure> {
     };
     print(list.json, &pools, |pools| {
         let rows: Vec<_> = pools.iter().map(row).collect();
-        table(&["NAME", "IMAGE", "CPU", "MEMORY", "PORT", "SESSIONS", "COOLDOWN", "STATE"], &rows)
+        table(
+            &[
+                "NAME", "IMAGE", "CPU", "MEMORY", "PORT", "SESSIONS", "COOLDOWN", "STATE",
+            ],
+            &rows,
+        )
     })?;
     Ok(Exit::Ok)
 }
 
 pub fn delete(target: &PoolTarget) -> Result<Exit, Failure> {
     let path = pool_path(&target.resource_group, Some(&target.name));
-    call(&target.connection.root, Method::DELETE, &path, Payload::Nothing)?;
+    call(
+        &target.connection.root,
+        Method::DELETE,
+        &path,
+        Payload::Nothing,
+    )?;
     let answer = json!({ "name": target.name, "deleted": true });
-    print(target.json, &answer, |_| format!("Pool {} is deleted\n", target.name))?;
+    print(target.json, &answer, |_| {
+        format!("Pool {} is deleted\n", target.name)
+    })?;
     Ok(Exit::Ok)
 }
 
@@ -98,7 +122,9 @@ fn resource(create: &CreatePool, image: &str) -> Value {
 }
 
 fn endpoint(pool: &Value) -> &str {
-    pool["properties"]["poolManagementEndpoint"].as_str().unwrap_or("(no endpoint)")
+    pool["properties"]["poolManagementEndpoint"]
+        .as_str()
+        .unwrap_or("(no endpoint)")
 }
 
 fn row(pool: &Value) -> Vec<String> {
@@ -121,10 +147,22 @@ fn row(pool: &Value) -> Vec<String> {
 }
 
 fn details(pool: &Value) -> String {
-    let names =
-        ["name", "image", "cpu", "memory", "target port", "max sessions", "cooldown", "state"];
-    let rows = names.into_iter().zip(row(pool)).chain([("endpoint", endpoint(pool).to_owned())]);
-    rows.map(|(name, value)| format!("{name:<14}{value}\n")).collect()
+    let names = [
+        "name",
+        "image",
+        "cpu",
+        "memory",
+        "target port",
+        "max sessions",
+        "cooldown",
+        "state",
+    ];
+    let rows = names
+        .into_iter()
+        .zip(row(pool))
+        .chain([("endpoint", endpoint(pool).to_owned())]);
+    rows.map(|(name, value)| format!("{name:<14}{value}\n"))
+        .collect()
 }
 
 /// A value without its quotes.
@@ -143,9 +181,20 @@ mod tests {
     use clap::Parser as _;
 
     fn parsed(more: &[&str]) -> Box<CreatePool> {
-        let base = ["cabana", "sessionpool", "create", "--name", "p1", "--image", "i"];
-        let cli =
-            Cli::try_parse_from(base.iter().chain(["--target-port", "80"].iter()).chain(more));
+        let base = [
+            "cabana",
+            "sessionpool",
+            "create",
+            "--name",
+            "p1",
+            "--image",
+            "i",
+        ];
+        let cli = Cli::try_parse_from(
+            base.iter()
+                .chain(["--target-port", "80"].iter())
+                .chain(more),
+        );
         match cli.unwrap().command {
             Command::SessionPool(SessionPoolCommand::Create(create)) => create,
             other => panic!("{other:?}"),
@@ -156,11 +205,17 @@ mod tests {
     fn defaults_are_those_of_the_cloud_service() {
         let body = resource(&parsed(&[]), "i");
         let properties = &body["properties"];
-        assert_eq!(properties["scaleConfiguration"]["maxConcurrentSessions"], 10);
+        assert_eq!(
+            properties["scaleConfiguration"]["maxConcurrentSessions"],
+            10
+        );
         let lifecycle = &properties["dynamicPoolConfiguration"]["lifecycleConfiguration"];
         assert_eq!(lifecycle["cooldownPeriodInSeconds"], 300);
         let container = &properties["customContainerTemplate"]["containers"][0];
-        assert_eq!(container["resources"], json!({ "cpu": 0.25, "memory": "0.5Gi" }));
+        assert_eq!(
+            container["resources"],
+            json!({ "cpu": 0.25, "memory": "0.5Gi" })
+        );
         assert!(container.get("command").is_none() && container.get("args").is_none());
     }
 
@@ -168,6 +223,9 @@ mod tests {
     fn row_of_the_list_is_made_from_the_resource() {
         let mut pool = resource(&parsed(&["--cpu", "2"]), "img");
         pool["name"] = json!("p1");
-        assert_eq!(row(&pool), ["p1", "img", "2.0", "0.5Gi", "80", "10", "300", "-"]);
+        assert_eq!(
+            row(&pool),
+            ["p1", "img", "2.0", "0.5Gi", "80", "10", "300", "-"]
+        );
     }
 }

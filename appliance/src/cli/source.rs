@@ -36,12 +36,16 @@ impl FromStr for Source {
         match found {
             Some((rest, transport)) if !rest.is_empty() && !rest.starts_with(':') => {
                 let (path, reference) = split(rest, Path::exists);
-                Ok(Self { transport, path, reference })
+                Ok(Self {
+                    transport,
+                    path,
+                    reference,
+                })
             }
-            _ => {
-                Err("oci-archive:FILE[:REF], docker-archive:FILE[:REF] or oci:DIR[:REF] is needed"
-                    .to_owned())
-            }
+            _ => Err(
+                "oci-archive:FILE[:REF], docker-archive:FILE[:REF] or oci:DIR[:REF] is needed"
+                    .to_owned(),
+            ),
         }
     }
 }
@@ -52,9 +56,16 @@ fn split(rest: &str, exists: impl Fn(&Path) -> bool) -> (PathBuf, Option<String>
         return (rest.into(), None);
     }
     let colons: Vec<usize> = rest.match_indices(':').map(|(at, _)| at).collect();
-    let end = colons.iter().rev().find(|at| exists(Path::new(&rest[..**at]))).or(colons.first());
+    let end = colons
+        .iter()
+        .rev()
+        .find(|at| exists(Path::new(&rest[..**at])))
+        .or(colons.first());
     match end {
-        Some(at) => (rest[..*at].into(), Some(rest[at + 1..].to_owned()).filter(|r| !r.is_empty())),
+        Some(at) => (
+            rest[..*at].into(),
+            Some(rest[at + 1..].to_owned()).filter(|r| !r.is_empty()),
+        ),
         None => (rest.into(), None),
     }
 }
@@ -79,7 +90,12 @@ impl Source {
         if self.reference.is_some() || self.transport == Transport::DockerArchive {
             return self.reference.clone();
         }
-        let name = self.path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let name = self
+            .path
+            .file_name()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned();
         let endings = [".tar.gz", ".tgz", ".tar.zst", ".tar", ".oci"];
         let stem = endings.iter().find_map(|ending| name.strip_suffix(ending));
         Some(stem.unwrap_or(&name).to_owned()).filter(|stem| !stem.is_empty())
@@ -122,15 +138,31 @@ mod tests {
         assert_eq!(split("a.tar", ""), ("a.tar".into(), None));
         assert_eq!(split("a.tar:", "a.tar"), ("a.tar".into(), None));
         let python = Some("python:3.13".to_owned());
-        assert_eq!(split("a.tar:python:3.13", ""), ("a.tar".into(), python.clone()));
-        assert_eq!(split("a.tar:python:3.13", "a.tar"), ("a.tar".into(), python));
-        assert_eq!(split("a:b.tar:x", "a:b.tar"), ("a:b.tar".into(), Some("x".into())));
+        assert_eq!(
+            split("a.tar:python:3.13", ""),
+            ("a.tar".into(), python.clone())
+        );
+        assert_eq!(
+            split("a.tar:python:3.13", "a.tar"),
+            ("a.tar".into(), python)
+        );
+        assert_eq!(
+            split("a:b.tar:x", "a:b.tar"),
+            ("a:b.tar".into(), Some("x".into()))
+        );
         assert_eq!(split("a:b.tar", "a:b.tar"), ("a:b.tar".into(), None));
     }
 
     #[test]
     fn unknown_transport_or_empty_path_is_refused() {
-        for bad in ["", "x", "docker:x", "oci:", "oci-archive:", "oci-archive::ref"] {
+        for bad in [
+            "",
+            "x",
+            "docker:x",
+            "oci:",
+            "oci-archive:",
+            "oci-archive::ref",
+        ] {
             Source::from_str(bad).unwrap_err();
         }
     }
@@ -159,7 +191,10 @@ mod tests {
             .map(|entry| entry.unwrap().path().unwrap().display().to_string())
             .collect();
         for wanted in ["oci-layout", "blobs/sha256/00"] {
-            assert!(names.iter().any(|name| name.ends_with(wanted)), "{wanted} not in {names:?}");
+            assert!(
+                names.iter().any(|name| name.ends_with(wanted)),
+                "{wanted} not in {names:?}"
+            );
         }
     }
 

@@ -16,9 +16,17 @@ pub fn create(create: &CreateToken) -> Result<Exit, Failure> {
         "pools": create.pools,
         "ttlSeconds": create.ttl,
     });
-    let answer = call(&create.connection.root, Method::POST, "/tokens", Payload::Json(body))?;
+    let answer = call(
+        &create.connection.root,
+        Method::POST,
+        "/tokens",
+        Payload::Json(body),
+    )?;
     let Some(token) = answer["token"].as_str().map(str::to_owned) else {
-        return Err(Failure::new(Exit::Failed, "The appliance answered without a token"));
+        return Err(Failure::new(
+            Exit::Failed,
+            "The appliance answered without a token",
+        ));
     };
     print(create.json, &answer, |_| token + "\n")?;
     Ok(Exit::Ok)

@@ -13,8 +13,12 @@ pub fn memory(text: &str) -> Result<String, String> {
     let number = text.strip_suffix("Gi").or_else(|| text.strip_suffix("Mi"));
     let plain = |number: &str| {
         number.starts_with(|c: char| c.is_ascii_digit())
-            && number.parse::<f64>().is_ok_and(|value| value > 0.0 && value.is_finite())
-            && number.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.')
+            && number
+                .parse::<f64>()
+                .is_ok_and(|value| value > 0.0 && value.is_finite())
+            && number
+                .bytes()
+                .all(|byte| byte.is_ascii_digit() || byte == b'.')
     };
     if number.is_some_and(plain) {
         Ok(text.to_owned())
@@ -54,8 +58,9 @@ mod tests {
         for good in ["0.5Gi", "1Gi", "512Mi"] {
             assert_eq!(memory(good).unwrap(), good);
         }
-        for bad in ["", "Gi", "1", "1G", "-1Gi", "0Gi", "1e3Gi", "infGi", "+1Gi", "1 Gi", "1.2.3Gi"]
-        {
+        for bad in [
+            "", "Gi", "1", "1G", "-1Gi", "0Gi", "1e3Gi", "infGi", "+1Gi", "1 Gi", "1.2.3Gi",
+        ] {
             memory(bad).unwrap_err();
         }
     }

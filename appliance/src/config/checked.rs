@@ -45,13 +45,27 @@ pub struct Overrides {
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     #[error("Cannot read the configuration file {}", path.display())]
-    Read { path: PathBuf, source: std::io::Error },
+    Read {
+        path: PathBuf,
+        source: std::io::Error,
+    },
     #[error("{}:{line}: {message}", path.display())]
-    Syntax { path: PathBuf, line: usize, message: String },
+    Syntax {
+        path: PathBuf,
+        line: usize,
+        message: String,
+    },
     #[error("`{key}` must be {expected}, not {found}")]
-    Value { key: &'static str, expected: String, found: String },
+    Value {
+        key: &'static str,
+        expected: String,
+        found: String,
+    },
     #[error("Cannot make --root {} absolute", root.display())]
-    Root { root: PathBuf, source: std::io::Error },
+    Root {
+        root: PathBuf,
+        source: std::io::Error,
+    },
     #[error("--root {} is too long: it may have {spare} bytes so that socket names fit", root.display())]
     RootTooLong { root: PathBuf, spare: usize },
 }
@@ -77,7 +91,9 @@ pub fn load(
 fn parse(path: &Path, text: &str) -> Result<RawConfig, ConfigError> {
     toml::from_str(text).map_err(|error| ConfigError::Syntax {
         path: path.to_owned(),
-        line: error.span().map_or(1, |span| 1 + text[..span.start].matches('\n').count()),
+        line: error
+            .span()
+            .map_or(1, |span| 1 + text[..span.start].matches('\n').count()),
         message: error.message().replace('\n', " "),
     })
 }
@@ -104,8 +120,12 @@ fn check(raw: RawConfig, paths: Paths, overrides: &Overrides) -> Result<Checked,
     )?;
     // 0 would keep root, and the ids of a host's own users end well below 65536.
     let highest = u32::MAX >> 1;
-    let uid_base =
-        integer("uid_base", raw.uid_base, DEFAULT_UID_BASE, UID_COUNT..=highest - UID_COUNT + 1)?;
+    let uid_base = integer(
+        "uid_base",
+        raw.uid_base,
+        DEFAULT_UID_BASE,
+        UID_COUNT..=highest - UID_COUNT + 1,
+    )?;
     Ok(Checked {
         listen,
         domain: raw.domain.map(domain).transpose()?,
@@ -137,11 +157,14 @@ fn integer(
 }
 
 fn address(key: &'static str, value: &toml::Value) -> Result<SocketAddr, ConfigError> {
-    value.as_str().and_then(|text| text.parse().ok()).ok_or_else(|| ConfigError::Value {
-        key,
-        expected: "an address with a port, like \"0.0.0.0:8443\" or \"[::]:8443\"".to_owned(),
-        found: shown(value),
-    })
+    value
+        .as_str()
+        .and_then(|text| text.parse().ok())
+        .ok_or_else(|| ConfigError::Value {
+            key,
+            expected: "an address with a port, like \"0.0.0.0:8443\" or \"[::]:8443\"".to_owned(),
+            found: shown(value),
+        })
 }
 
 /// A DNS name (RFC 1123 §2.1) in lower case.
@@ -150,7 +173,9 @@ fn domain(value: toml::Value) -> Result<String, ConfigError> {
         (1..=63).contains(&label.len())
             && !label.starts_with('-')
             && !label.ends_with('-')
-            && label.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+            && label
+                .bytes()
+                .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
     };
     match value.as_str() {
         // A pool's name and a dot come in front; 253 is the limit of a whole name.
@@ -165,8 +190,11 @@ fn domain(value: toml::Value) -> Result<String, ConfigError> {
 
 /// The value as the file had it, cut so that a message stays one line.
 fn shown(value: &toml::Value) -> String {
-    let text: String =
-        value.to_string().chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+    let text: String = value
+        .to_string()
+        .chars()
+        .map(|c| if c.is_control() { ' ' } else { c })
+        .collect();
     match text.char_indices().nth(60) {
         Some((cut, _)) => format!("{}...", &text[..cut]),
         None => text,
@@ -198,7 +226,10 @@ mod tests {
     #[test]
     fn unknown_key_is_refused_by_name_with_its_line() {
         let line = refusal("listen = \"[::]:1\"\nlissten = \"0.0.0.0:1\"\n");
-        assert!(line.starts_with("cabana.toml:2: ") && line.contains("`lissten`"), "{line}");
+        assert!(
+            line.starts_with("cabana.toml:2: ") && line.contains("`lissten`"),
+            "{line}"
+        );
     }
 
     #[test]
@@ -230,14 +261,19 @@ mod tests {
     #[test]
     fn syntax_error_is_one_line_with_its_place() {
         let line = refusal("domain = \"x\"\nlisten = = 3\n");
-        assert!(line.starts_with("cabana.toml:2: ") && !line.contains('\n'), "{line}");
+        assert!(
+            line.starts_with("cabana.toml:2: ") && !line.contains('\n'),
+            "{line}"
+        );
     }
 
     #[test]
     fn command_line_wins_over_the_file_and_is_checked_too() {
         let file = || parse(Path::new("f"), "listen = \"127.0.0.1:1\"").unwrap();
         let paths = Paths::under(Path::new("/r")).unwrap();
-        let with = |value: &str| Overrides { listen: Some(value.to_owned()) };
+        let with = |value: &str| Overrides {
+            listen: Some(value.to_owned()),
+        };
         let config = check(file(), paths.clone(), &with("127.0.0.1:2")).unwrap();
         assert_eq!(config.listen.port(), 2);
         let line = check(file(), paths, &with("x")).unwrap_err().to_string();

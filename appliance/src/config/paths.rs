@@ -30,8 +30,10 @@ pub struct Paths {
 
 impl Paths {
     pub fn under(root: &Path) -> Result<Self, ConfigError> {
-        let root = std::path::absolute(root)
-            .map_err(|source| ConfigError::Root { root: root.to_owned(), source })?;
+        let root = std::path::absolute(root).map_err(|source| ConfigError::Root {
+            root: root.to_owned(),
+            source,
+        })?;
         let state = root.join("var/lib/cabana");
         let run = root.join("run/cabana");
         let longest = run.as_os_str().len() + LONGEST_BELOW_RUN;
@@ -57,7 +59,14 @@ impl Paths {
 
     /// The folders that belong to the appliance and outlive it.
     pub fn kept(&self) -> [&Path; 5] {
-        [&self.store, &self.images, &self.disks, &self.logs, &self.tls].map(PathBuf::as_path)
+        [
+            &self.store,
+            &self.images,
+            &self.disks,
+            &self.logs,
+            &self.tls,
+        ]
+        .map(PathBuf::as_path)
     }
 }
 
@@ -70,9 +79,16 @@ mod tests {
         let paths = Paths::under(Path::new("/tmp/x")).unwrap();
         let all = [&paths.config_file, &paths.state, &paths.run, &paths.workers];
         for path in all.into_iter().map(PathBuf::as_path).chain(paths.kept()) {
-            assert!(path.starts_with("/tmp/x"), "{} is outside the root", path.display());
+            assert!(
+                path.starts_with("/tmp/x"),
+                "{} is outside the root",
+                path.display()
+            );
         }
-        assert_eq!(paths.admin_socket, Path::new("/tmp/x/run/cabana/admin.sock"));
+        assert_eq!(
+            paths.admin_socket,
+            Path::new("/tmp/x/run/cabana/admin.sock")
+        );
     }
 
     #[test]
@@ -80,7 +96,10 @@ mod tests {
         let root = format!("/{}", "r".repeat(SOCKET_PATH_BYTES));
         let error = Paths::under(Path::new(&root)).unwrap_err().to_string();
         assert!(error.contains("too long"), "{error}");
-        let room: usize = error.split_whitespace().find_map(|word| word.parse().ok()).unwrap();
+        let room: usize = error
+            .split_whitespace()
+            .find_map(|word| word.parse().ok())
+            .unwrap();
         let longest = format!("/{}", "r".repeat(room - 1));
         Paths::under(Path::new(&longest)).unwrap();
         Paths::under(Path::new(&format!("{longest}r"))).unwrap_err();

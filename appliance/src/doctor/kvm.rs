@@ -45,15 +45,20 @@ pub fn check() -> Result<ProbeReport, KvmError> {
 
 fn open(path: &Path) -> Result<File, KvmError> {
     let path = path.to_owned();
-    File::options().read(true).write(true).open(&path).map_err(|source| match source.kind() {
-        io::ErrorKind::NotFound => KvmError::Absent { path },
-        io::ErrorKind::PermissionDenied => {
-            KvmError::Permission { path, uid: rustix::process::geteuid().as_raw() }
-        }
-        // ENODEV and ENXIO: the node is there, the driver is not.
-        _ if matches!(source.raw_os_error(), Some(6 | 19)) => KvmError::Absent { path },
-        _ => KvmError::Open { path, source },
-    })
+    File::options()
+        .read(true)
+        .write(true)
+        .open(&path)
+        .map_err(|source| match source.kind() {
+            io::ErrorKind::NotFound => KvmError::Absent { path },
+            io::ErrorKind::PermissionDenied => KvmError::Permission {
+                path,
+                uid: rustix::process::geteuid().as_raw(),
+            },
+            // ENODEV and ENXIO: the node is there, the driver is not.
+            _ if matches!(source.raw_os_error(), Some(6 | 19)) => KvmError::Absent { path },
+            _ => KvmError::Open { path, source },
+        })
 }
 
 fn probe(file: &File) -> Result<ProbeReport, KvmError> {
@@ -74,13 +79,21 @@ mod tests {
         assert!(
             matches!(&missing, KvmError::Absent { .. }) && missing.to_string().contains("firmware")
         );
-        let denied = KvmError::Permission { path: DEVICE.into(), uid: 1000 }.to_string();
+        let denied = KvmError::Permission {
+            path: DEVICE.into(),
+            uid: 1000,
+        }
+        .to_string();
         assert!(denied.contains("usermod -aG kvm"), "{denied}");
     }
 
     #[test]
     fn device_that_is_no_kvm_cannot_run_a_guest() {
-        let null = File::options().read(true).write(true).open("/dev/null").unwrap();
+        let null = File::options()
+            .read(true)
+            .write(true)
+            .open("/dev/null")
+            .unwrap();
         let error = probe(&null).unwrap_err();
         assert!(matches!(error, KvmError::CannotRun { .. }), "{error}");
     }

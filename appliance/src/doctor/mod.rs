@@ -42,13 +42,23 @@ pub struct Report {
 impl Report {
     pub fn make() -> Self {
         let findings = vec![kvm_finding(), memory(), cgroups(), user()];
-        let can_run_guests = findings.iter().all(|finding| finding.verdict != Verdict::Fails);
-        Self { can_run_guests, findings }
+        let can_run_guests = findings
+            .iter()
+            .all(|finding| finding.verdict != Verdict::Fails);
+        Self {
+            can_run_guests,
+            findings,
+        }
     }
 
     pub fn text(&self) -> String {
         let mut text = String::new();
-        for Finding { name, verdict, detail } in &self.findings {
+        for Finding {
+            name,
+            verdict,
+            detail,
+        } in &self.findings
+        {
             let mark = match verdict {
                 Verdict::Ok => "ok",
                 Verdict::Weaker => "weaker",
@@ -77,23 +87,36 @@ fn kvm_finding() -> Finding {
         ),
         Err(error) => (Verdict::Fails, crate::exit::chain(&error)),
     };
-    Finding { name: "kvm", verdict, detail }
+    Finding {
+        name: "kvm",
+        verdict,
+        detail,
+    }
 }
 
 fn memory() -> Finding {
-    let free = std::fs::read_to_string("/proc/meminfo").ok().and_then(|text| available_mib(&text));
+    let free = std::fs::read_to_string("/proc/meminfo")
+        .ok()
+        .and_then(|text| available_mib(&text));
     let (verdict, detail) = match free {
-        Some(mib) if mib < LITTLE_MEMORY_MIB => {
-            (Verdict::Weaker, format!("{mib} MiB available: hardly enough for one session"))
-        }
+        Some(mib) if mib < LITTLE_MEMORY_MIB => (
+            Verdict::Weaker,
+            format!("{mib} MiB available: hardly enough for one session"),
+        ),
         Some(mib) => (Verdict::Ok, format!("{mib} MiB available")),
         None => (Verdict::Weaker, "/proc/meminfo cannot be read".to_owned()),
     };
-    Finding { name: "memory", verdict, detail }
+    Finding {
+        name: "memory",
+        verdict,
+        detail,
+    }
 }
 
 fn available_mib(meminfo: &str) -> Option<u64> {
-    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    let line = meminfo
+        .lines()
+        .find_map(|line| line.strip_prefix("MemAvailable:"))?;
     let kib: u64 = line.split_whitespace().next()?.parse().ok()?;
     Some(kib / 1024)
 }
@@ -106,7 +129,11 @@ fn cgroups() -> Finding {
                       from the host; boot with systemd.unified_cgroup_hierarchy=1";
         (Verdict::Weaker, detail.to_owned())
     };
-    Finding { name: "cgroups", verdict, detail }
+    Finding {
+        name: "cgroups",
+        verdict,
+        detail,
+    }
 }
 
 fn user() -> Finding {
@@ -122,7 +149,11 @@ fn user() -> Finding {
         );
         (Verdict::Weaker, detail)
     };
-    Finding { name: "user", verdict, detail }
+    Finding {
+        name: "user",
+        verdict,
+        detail,
+    }
 }
 
 #[cfg(test)]
@@ -130,11 +161,19 @@ mod tests {
     use super::*;
 
     fn report(verdicts: &[Verdict]) -> Report {
-        let finding =
-            |verdict: &Verdict| Finding { name: "x", verdict: *verdict, detail: "y".to_owned() };
+        let finding = |verdict: &Verdict| Finding {
+            name: "x",
+            verdict: *verdict,
+            detail: "y".to_owned(),
+        };
         let findings: Vec<_> = verdicts.iter().map(finding).collect();
-        let can_run_guests = findings.iter().all(|finding| finding.verdict != Verdict::Fails);
-        Report { can_run_guests, findings }
+        let can_run_guests = findings
+            .iter()
+            .all(|finding| finding.verdict != Verdict::Fails);
+        Report {
+            can_run_guests,
+            findings,
+        }
     }
 
     #[test]
@@ -156,7 +195,10 @@ mod tests {
     #[test]
     fn every_finding_has_a_name_and_says_something() {
         for finding in Report::make().findings {
-            assert!(!finding.name.is_empty() && !finding.detail.is_empty(), "{finding:?}");
+            assert!(
+                !finding.name.is_empty() && !finding.detail.is_empty(),
+                "{finding:?}"
+            );
         }
     }
 }

@@ -36,7 +36,11 @@ pub enum CgroupError {
     #[error("{MOUNT} is not a cgroup v2 file system")]
     NotVersion2,
     #[error("cannot {what} {}", path.display())]
-    File { what: &'static str, path: PathBuf, source: io::Error },
+    File {
+        what: &'static str,
+        path: PathBuf,
+        source: io::Error,
+    },
 }
 
 /// The folder that holds the leaves.
@@ -84,10 +88,16 @@ impl Cgroups {
     pub fn leaf(&self, id: Uuid, spec: &WorkerSpec) -> Result<Leaf, CgroupError> {
         let path = self.base.join(id.simple().to_string());
         make(&path)?;
-        let leaf = Leaf { path, cpu_millis: spec.cpu_millis };
+        let leaf = Leaf {
+            path,
+            cpu_millis: spec.cpu_millis,
+        };
         let memory = (u64::from(spec.mem_mib) + OVERHEAD_MIB) << 20;
         leaf.set("memory.max", &memory.to_string())?;
-        leaf.set("pids.max", &(u32::from(spec.vcpus) + OTHER_THREADS).to_string())?;
+        leaf.set(
+            "pids.max",
+            &(u32::from(spec.vcpus) + OTHER_THREADS).to_string(),
+        )?;
         leaf.set("cpu.max", &cpu_max(u32::from(spec.vcpus) * 1000))?;
         Ok(leaf)
     }
@@ -96,7 +106,11 @@ impl Cgroups {
     fn remove_leftovers(&self) {
         for entry in fs::read_dir(&self.base).into_iter().flatten().flatten() {
             let name = entry.file_name();
-            if name.len() == 32 && name.to_str().is_some_and(|name| Uuid::try_parse(name).is_ok()) {
+            if name.len() == 32
+                && name
+                    .to_str()
+                    .is_some_and(|name| Uuid::try_parse(name).is_ok())
+            {
                 let _ = fs::remove_dir(entry.path());
             }
         }
@@ -125,7 +139,11 @@ impl Leaf {
     /// A controller that the host does not give is not there, and then there is no limit to set.
     fn set(&self, file: &str, value: &str) -> Result<(), CgroupError> {
         let path = self.path.join(file);
-        if path.exists() { write(&path, value) } else { Ok(()) }
+        if path.exists() {
+            write(&path, value)
+        } else {
+            Ok(())
+        }
     }
 
     /// Possible once every process in it is reaped.
@@ -151,7 +169,9 @@ fn own_service() -> Option<PathBuf> {
     let path = own.lines().find_map(|line| line.strip_prefix("0::/"))?;
     let folder = Path::new(MOUNT).join(path);
     let procs = fs::read_to_string(folder.join("cgroup.procs")).ok()?;
-    let alone = procs.split_whitespace().eq([std::process::id().to_string()]);
+    let alone = procs
+        .split_whitespace()
+        .eq([std::process::id().to_string()]);
     (path.ends_with(".service") && alone).then_some(folder)
 }
 
@@ -165,7 +185,10 @@ fn enable(folder: &Path) -> Result<(), CgroupError> {
     })?;
     for controller in CONTROLLERS {
         if has.split_whitespace().any(|name| name == controller) {
-            write(&folder.join("cgroup.subtree_control"), &format!("+{controller}"))?;
+            write(
+                &folder.join("cgroup.subtree_control"),
+                &format!("+{controller}"),
+            )?;
         } else {
             tracing::warn!(
                 "cgroup controller {controller} is missing: workers run without that limit"
@@ -177,9 +200,11 @@ fn enable(folder: &Path) -> Result<(), CgroupError> {
 
 fn make(path: &Path) -> Result<(), CgroupError> {
     match fs::create_dir(path) {
-        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
-            Err(CgroupError::File { what: "make", path: path.to_owned(), source: error })
-        }
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(CgroupError::File {
+            what: "make",
+            path: path.to_owned(),
+            source: error,
+        }),
         _ => Ok(()),
     }
 }

@@ -24,7 +24,12 @@ pub struct Message {
 /// A connected pair; both ends close on exec.
 pub fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
     let flags = SocketFlags::CLOEXEC;
-    Ok(rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?)
+    Ok(rustix::net::socketpair(
+        AddressFamily::UNIX,
+        SocketType::SEQPACKET,
+        flags,
+        None,
+    )?)
 }
 
 /// Sends one message. With `dont_wait` a full buffer is [`io::ErrorKind::WouldBlock`].
@@ -75,9 +80,14 @@ pub fn receive(socket: BorrowedFd<'_>, dont_wait: bool) -> io::Result<Option<Mes
         }
     }
     // Alignment leaves room for one descriptor too many.
-    let cut = received.flags.intersects(ReturnFlags::TRUNC | ReturnFlags::CTRUNC);
+    let cut = received
+        .flags
+        .intersects(ReturnFlags::TRUNC | ReturnFlags::CTRUNC);
     if cut || fds.len() > MAX_FDS {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, "the message was cut"));
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            "the message was cut",
+        ));
     }
     if received.bytes == 0 {
         return Ok(None);
@@ -102,11 +112,16 @@ mod tests {
         send(left.as_fd(), b"two", &[], true).unwrap();
         let first = receive(right.as_fd(), true).unwrap().unwrap();
         let second = receive(right.as_fd(), true).unwrap().unwrap();
-        assert_eq!((&first.bytes[..], &second.bytes[..]), (&b"one"[..], &b"two"[..]));
+        assert_eq!(
+            (&first.bytes[..], &second.bytes[..]),
+            (&b"one"[..], &b"two"[..])
+        );
         assert_eq!((first.fds.len(), second.fds.len()), (1, 0));
         let mut text = String::new();
         let received = first.fds.into_iter().next().unwrap();
-        std::fs::File::from(received).read_to_string(&mut text).unwrap();
+        std::fs::File::from(received)
+            .read_to_string(&mut text)
+            .unwrap();
         assert_eq!(text, "seen");
     }
 

@@ -106,7 +106,9 @@ impl Children {
     }
 
     pub fn limit_cpu(&self, id: Uuid) {
-        if let Some(Running { leaf: Some(leaf), .. }) = self.running.get(&id)
+        if let Some(Running {
+            leaf: Some(leaf), ..
+        }) = self.running.get(&id)
             && let Err(error) = leaf.limit_cpu()
         {
             tracing::warn!(worker = %id, "{}", crate::exit::chain(&error));
@@ -116,7 +118,11 @@ impl Children {
     /// What to wait on: every child's end and what it has to say.
     pub fn watched(&self) -> impl Iterator<Item = (Uuid, BorrowedFd<'_>, Option<BorrowedFd<'_>>)> {
         self.running.iter().map(|(id, running)| {
-            (*id, running.process.pidfd(), running.process.socket.as_ref().map(AsFd::as_fd))
+            (
+                *id,
+                running.process.pidfd(),
+                running.process.socket.as_ref().map(AsFd::as_fd),
+            )
         })
     }
 
@@ -157,7 +163,9 @@ impl Children {
     /// Kills and reaps all.
     pub fn end_all(&mut self) {
         // All at once first, so that they die side by side.
-        self.running.values().for_each(|running| running.process.kill());
+        self.running
+            .values()
+            .for_each(|running| running.process.kill());
         for id in self.running.keys().copied().collect::<Vec<_>>() {
             self.forget(id);
         }
@@ -173,7 +181,9 @@ impl Children {
             return Err(Refused::IdInUse);
         }
         if self.running.len() >= MAX_CHILDREN {
-            return Err(Refused::TooMany { limit: MAX_CHILDREN });
+            return Err(Refused::TooMany {
+                limit: MAX_CHILDREN,
+            });
         }
         Ok(())
     }
@@ -190,7 +200,15 @@ impl Children {
         let result = start_confined(self.program, role, leaf.as_ref(), setup, fds);
         match result {
             Ok(process) => {
-                self.running.insert(id, Running { process, leaf, uid, report: None });
+                self.running.insert(
+                    id,
+                    Running {
+                        process,
+                        leaf,
+                        uid,
+                        report: None,
+                    },
+                );
                 Ok(())
             }
             Err(error) => {
@@ -201,7 +219,12 @@ impl Children {
     }
 
     fn forget(&mut self, id: Uuid) -> Option<String> {
-        let Running { process, leaf, uid, report } = self.running.remove(&id)?;
+        let Running {
+            process,
+            leaf,
+            uid,
+            report,
+        } = self.running.remove(&id)?;
         drop(process);
         self.release(leaf, uid);
         report
@@ -239,7 +262,9 @@ fn start_confined(
     if let Some(leaf) = leaf {
         leaf.add(process.id()).map_err(StartError::Confine)?;
     }
-    process.send_first(setup, fds).map_err(StartError::HandOver)?;
+    process
+        .send_first(setup, fds)
+        .map_err(StartError::HandOver)?;
     Ok(process)
 }
 
@@ -249,14 +274,24 @@ mod tests {
     use crate::warden::protocol::Status;
     use rustix::event::{PollFd, PollFlags, Timespec};
 
-    const DEADLINE: Timespec = Timespec { tv_sec: 20, tv_nsec: 0 };
+    const DEADLINE: Timespec = Timespec {
+        tv_sec: 20,
+        tv_nsec: 0,
+    };
 
     fn children(program: &'static str) -> Children {
-        Children { program, ..Children::new(None, None) }
+        Children {
+            program,
+            ..Children::new(None, None)
+        }
     }
 
     fn spawn(children: &mut Children, id: Uuid) -> Result<(), StartError> {
-        let spec = WorkerSpec { vcpus: 1, cpu_millis: 250, mem_mib: 128 };
+        let spec = WorkerSpec {
+            vcpus: 1,
+            cpu_millis: 250,
+            mem_mib: 128,
+        };
         let kvm = tempfile::tempfile().unwrap();
         children.spawn_worker(id, spec, &[], &kvm)
     }
@@ -265,8 +300,14 @@ mod tests {
     fn reaped(children: &mut Children, id: Uuid) -> Event {
         let (_, pidfd, _) = children.watched().find(|(other, ..)| *other == id).unwrap();
         let mut fds = [PollFd::from_borrowed_fd(pidfd, PollFlags::IN)];
-        assert_eq!(rustix::event::poll(&mut fds, Some(&DEADLINE)).unwrap(), 1, "it never ended");
-        children.reap(id).expect("the kernel said that it has ended")
+        assert_eq!(
+            rustix::event::poll(&mut fds, Some(&DEADLINE)).unwrap(),
+            1,
+            "it never ended"
+        );
+        children
+            .reap(id)
+            .expect("the kernel said that it has ended")
     }
 
     #[test]
@@ -276,7 +317,11 @@ mod tests {
         let id = Uuid::new_v4();
         spawn(&mut children, id).unwrap();
         children.running.get_mut(&id).unwrap().process.socket = None;
-        let expected = Event::Exited { id, status: Status::Code(1), report: None };
+        let expected = Event::Exited {
+            id,
+            status: Status::Code(1),
+            report: None,
+        };
         assert_eq!(reaped(&mut children, id), expected);
         assert_eq!(children.len(), 0);
         assert!(children.reap(id).is_none());
@@ -292,7 +337,11 @@ mod tests {
         children.kill(Uuid::new_v4());
         assert!(children.reap(id).is_none(), "another id killed it");
         children.kill(id);
-        let expected = Event::Exited { id, status: Status::Signal(9), report: None };
+        let expected = Event::Exited {
+            id,
+            status: Status::Signal(9),
+            report: None,
+        };
         assert_eq!(reaped(&mut children, id), expected);
     }
 
@@ -302,7 +351,10 @@ mod tests {
         let id = Uuid::new_v4();
         spawn(&mut children, id).unwrap();
         let error = spawn(&mut children, id).unwrap_err();
-        assert!(matches!(error, StartError::Refused(Refused::IdInUse)), "{error}");
+        assert!(
+            matches!(error, StartError::Refused(Refused::IdInUse)),
+            "{error}"
+        );
         assert_eq!(children.len(), 1);
         children.end_all();
         spawn(&mut children, id).unwrap();
@@ -331,11 +383,18 @@ mod tests {
         let mut children = children("/usr/bin/yes");
         let ids: Vec<_> = (0..5).map(|_| Uuid::new_v4()).collect();
         ids.iter().for_each(|id| spawn(&mut children, *id).unwrap());
-        let pids: Vec<u32> = children.running.values().map(|child| child.process.id()).collect();
+        let pids: Vec<u32> = children
+            .running
+            .values()
+            .map(|child| child.process.id())
+            .collect();
         children.end_all();
         for pid in pids {
             let folder = format!("/proc/{pid}");
-            assert!(!std::path::Path::new(&folder).exists(), "{folder} is still there");
+            assert!(
+                !std::path::Path::new(&folder).exists(),
+                "{folder} is still there"
+            );
         }
     }
 }

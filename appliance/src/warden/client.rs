@@ -62,7 +62,12 @@ type Spawned = Result<oneshot::Receiver<ProcessEnd>, SpawnError>;
 
 #[derive(Debug)]
 enum Command {
-    Spawn { id: Uuid, request: Request, fds: Vec<OwnedFd>, answer: oneshot::Sender<Spawned> },
+    Spawn {
+        id: Uuid,
+        request: Request,
+        fds: Vec<OwnedFd>,
+        answer: oneshot::Sender<Spawned>,
+    },
     Tell(Request),
 }
 
@@ -121,8 +126,13 @@ impl WardenClient {
             .map_err(|error| ImageJobError::Report(error.into()))?;
         let report = File::from(report);
         fds.push(report.try_clone().map_err(ImageJobError::Report)?.into());
-        let ended = self.spawn(id, Request::SpawnImageWorker { id, job }, fds).await?;
-        let kill = KillOnDrop { client: self.clone(), id };
+        let ended = self
+            .spawn(id, Request::SpawnImageWorker { id, job }, fds)
+            .await?;
+        let kill = KillOnDrop {
+            client: self.clone(),
+            id,
+        };
         let end = ended.await.map_err(|_| SpawnError::WardenGone)?;
         kill.defuse();
         read_report(report, end.status)
@@ -130,8 +140,16 @@ impl WardenClient {
 
     async fn spawn(&self, id: Uuid, request: Request, fds: Vec<OwnedFd>) -> Spawned {
         let (answer, answered) = oneshot::channel();
-        let command = Command::Spawn { id, request, fds, answer };
-        self.commands.send(command).await.map_err(|_| SpawnError::WardenGone)?;
+        let command = Command::Spawn {
+            id,
+            request,
+            fds,
+            answer,
+        };
+        self.commands
+            .send(command)
+            .await
+            .map_err(|_| SpawnError::WardenGone)?;
         answered.await.map_err(|_| SpawnError::WardenGone)?
     }
 
@@ -144,7 +162,10 @@ impl WardenClient {
 fn read_report(mut report: File, status: Status) -> Result<images::JobReport, ImageJobError> {
     let mut text = Vec::new();
     report.rewind().map_err(ImageJobError::Report)?;
-    report.take(MAX_IMAGE_REPORT_BYTES).read_to_end(&mut text).map_err(ImageJobError::Report)?;
+    report
+        .take(MAX_IMAGE_REPORT_BYTES)
+        .read_to_end(&mut text)
+        .map_err(ImageJobError::Report)?;
     if text.is_empty() {
         return Err(ImageJobError::Died(status));
     }
@@ -211,16 +232,19 @@ impl Link {
 
     async fn on_command(&mut self, command: Command) {
         match command {
-            Command::Spawn { id, request, fds, answer } => {
-                match send(&self.socket, &request, &fds).await {
-                    Ok(()) => {
-                        self.starting.insert(id, answer);
-                    }
-                    Err(error) => {
-                        let _ = answer.send(Err(SpawnError::Send(error.to_string())));
-                    }
+            Command::Spawn {
+                id,
+                request,
+                fds,
+                answer,
+            } => match send(&self.socket, &request, &fds).await {
+                Ok(()) => {
+                    self.starting.insert(id, answer);
                 }
-            }
+                Err(error) => {
+                    let _ = answer.send(Err(SpawnError::Send(error.to_string())));
+                }
+            },
             Command::Tell(request) => {
                 if let Err(error) = send(&self.socket, &request, &[]).await {
                     tracing::error!("Cannot send a request to the warden: {error}");
@@ -270,5 +294,9 @@ async fn receive(socket: &UnixDatagram) -> io::Result<Option<Event>> {
 async fn send(socket: &UnixDatagram, request: &Request, fds: &[OwnedFd]) -> io::Result<()> {
     let bytes = serde_json::to_vec(request)?;
     let fds: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
-    socket.async_io(Interest::WRITABLE, || channel::send(socket.as_fd(), &bytes, &fds, true)).await
+    socket
+        .async_io(Interest::WRITABLE, || {
+            channel::send(socket.as_fd(), &bytes, &fds, true)
+        })
+        .await
 }

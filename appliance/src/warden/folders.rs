@@ -18,14 +18,22 @@ use crate::config::Paths;
 #[derive(Debug, thiserror::Error)]
 pub enum FolderError {
     #[error("Cannot {what} {}", path.display())]
-    System { what: &'static str, path: PathBuf, source: io::Error },
+    System {
+        what: &'static str,
+        path: PathBuf,
+        source: io::Error,
+    },
     #[error("Another appliance runs on {}", path.display())]
     Locked { path: PathBuf },
     #[error(
         "{} belongs to uid {found}, but the appliance runs as uid {wanted}: set `uid_base` or change the owner",
         path.display()
     )]
-    Owner { path: PathBuf, found: u32, wanted: u32 },
+    Owner {
+        path: PathBuf,
+        found: u32,
+        wanted: u32,
+    },
     #[error(
         "uid {uid} cannot enter {}: run `chmod o+x` on it or use another --root",
         path.display()
@@ -66,7 +74,10 @@ impl Folders {
         clear(&paths.run)?;
         make(&paths.run)?;
         give(&paths.run, uid)?;
-        Ok(Self { run: paths.run.clone(), _lock: lock })
+        Ok(Self {
+            run: paths.run.clone(),
+            _lock: lock,
+        })
     }
 }
 
@@ -106,7 +117,9 @@ fn lock(state: &Path) -> Result<File, FolderError> {
         .map_err(|error| failed("open", &path)(error.into()))?;
     match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => Ok(File::from(lock)),
-        Err(rustix::io::Errno::WOULDBLOCK) => Err(FolderError::Locked { path: state.to_owned() }),
+        Err(rustix::io::Errno::WOULDBLOCK) => Err(FolderError::Locked {
+            path: state.to_owned(),
+        }),
         Err(error) => Err(failed("lock", &path)(error.into())),
     }
 }
@@ -117,12 +130,18 @@ fn give(path: &Path, uid: Option<u32>) -> Result<(), FolderError> {
     let open =
         || -> Result<OwnedFd, rustix::io::Errno> { rustix::fs::open(path, flags, Mode::empty()) };
     let folder = open().map_err(|error| failed("open", path)(error.into()))?;
-    let found = rustix::fs::fstat(&folder).map_err(|e| failed("look at", path)(e.into()))?.st_uid;
+    let found = rustix::fs::fstat(&folder)
+        .map_err(|e| failed("look at", path)(e.into()))?
+        .st_uid;
     let wanted = uid.unwrap_or_else(|| rustix::process::geteuid().as_raw());
     if found != wanted {
         let mut entries = std::fs::read_dir(path).map_err(failed("read", path))?;
         if uid.is_none() || entries.next().is_some() {
-            return Err(FolderError::Owner { path: path.to_owned(), found, wanted });
+            return Err(FolderError::Owner {
+                path: path.to_owned(),
+                found,
+                wanted,
+            });
         }
         let (user, group) = (Uid::from_raw(wanted), Gid::from_raw(wanted));
         rustix::fs::fchown(folder.as_fd(), Some(user), Some(group))
@@ -138,7 +157,10 @@ fn reachable(path: &Path, uid: u32) -> Result<(), FolderError> {
         let metadata = std::fs::metadata(folder).map_err(failed("look at", folder))?;
         let open = metadata.uid() == uid || metadata.mode() & 0o001 != 0;
         if !open {
-            return Err(FolderError::Closed { path: folder.to_owned(), uid });
+            return Err(FolderError::Closed {
+                path: folder.to_owned(),
+                uid,
+            });
         }
     }
     Ok(())
@@ -169,7 +191,10 @@ mod tests {
         let first = Folders::prepare(&paths, None).unwrap();
         let error = Folders::prepare(&paths, None).unwrap_err();
         assert!(matches!(error, FolderError::Locked { .. }), "{error}");
-        assert!(paths.run.is_dir(), "the refused one must not have cleaned up");
+        assert!(
+            paths.run.is_dir(),
+            "the refused one must not have cleaned up"
+        );
         drop(first);
         Folders::prepare(&paths, None).unwrap();
     }
@@ -215,8 +240,14 @@ mod tests {
     fn root_that_the_appliance_cannot_enter_is_named() {
         let (root, _) = paths();
         let closed = root.path().join("closed");
-        std::fs::DirBuilder::new().mode(0o700).create(&closed).unwrap();
+        std::fs::DirBuilder::new()
+            .mode(0o700)
+            .create(&closed)
+            .unwrap();
         let error = reachable(&closed, 1_999_999_999).unwrap_err();
-        assert!(matches!(&error, FolderError::Closed { path, .. } if *path == closed), "{error}");
+        assert!(
+            matches!(&error, FolderError::Closed { path, .. } if *path == closed),
+            "{error}"
+        );
     }
 }

@@ -13,7 +13,7 @@ use crate::worker::spec::{WorkerFd, WorkerSpec};
 /// The longest report of a child that is passed on.
 pub const MAX_REPORT_BYTES: usize = 4 << 10;
 
-/// The warden's first message to the appliance process.
+/// The warden's first message to the appliance process. The socket of the front door comes with [`Task::Serve`].
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ApplianceSetup {
@@ -107,8 +107,9 @@ pub enum Refused {
 
 impl Request {
     pub fn parse(message: &Message) -> Result<Self, Refused> {
-        serde_json::from_slice(&message.bytes)
-            .map_err(|_| Refused::NotARequest { length: message.bytes.len() })
+        serde_json::from_slice(&message.bytes).map_err(|_| Refused::NotARequest {
+            length: message.bytes.len(),
+        })
     }
 
     /// Whether the request with these descriptors may be carried out at all.
@@ -117,12 +118,19 @@ impl Request {
             Self::SpawnWorker { spec, .. } => {
                 let roles = WorkerFd::FROM_APPLIANCE;
                 expect(roles.len(), fds)?;
-                roles.iter().zip(fds).try_for_each(|(role, fd)| check_kind(*role, fd))?;
-                spec.objection().map_or(Ok(()), |objection| Err(Refused::Spec(objection)))
+                roles
+                    .iter()
+                    .zip(fds)
+                    .try_for_each(|(role, fd)| check_kind(*role, fd))?;
+                spec.objection()
+                    .map_or(Ok(()), |objection| Err(Refused::Spec(objection)))
             }
             Self::LimitCpu { .. } | Self::Kill { .. } => expect(0, fds),
             Self::SpawnImageWorker { .. } if fds.is_empty() || fds.len() > MAX_FDS => {
-                Err(Refused::Descriptors { expected: MAX_FDS, found: fds.len() })
+                Err(Refused::Descriptors {
+                    expected: MAX_FDS,
+                    found: fds.len(),
+                })
             }
             Self::SpawnImageWorker { .. } => Ok(()),
         }
@@ -133,7 +141,10 @@ fn expect(expected: usize, fds: &[OwnedFd]) -> Result<(), Refused> {
     if fds.len() == expected {
         Ok(())
     } else {
-        Err(Refused::Descriptors { expected, found: fds.len() })
+        Err(Refused::Descriptors {
+            expected,
+            found: fds.len(),
+        })
     }
 }
 
@@ -150,7 +161,9 @@ fn check_kind(role: WorkerFd, fd: &OwnedFd) -> Result<(), Refused> {
     };
     match rustix::fs::fstat(fd.as_fd()) {
         Ok(stat) if FileType::from_raw_mode(stat.st_mode) == wanted => Ok(()),
-        _ => Err(Refused::Kind { what: format!("{role:?}") }),
+        _ => Err(Refused::Kind {
+            what: format!("{role:?}"),
+        }),
     }
 }
 
@@ -168,12 +181,22 @@ mod tests {
     }
 
     fn spawn() -> Request {
-        let spec = WorkerSpec { vcpus: 1, cpu_millis: 250, mem_mib: 128 };
-        Request::SpawnWorker { id: Uuid::nil(), spec }
+        let spec = WorkerSpec {
+            vcpus: 1,
+            cpu_millis: 250,
+            mem_mib: 128,
+        };
+        Request::SpawnWorker {
+            id: Uuid::nil(),
+            spec,
+        }
     }
 
     fn message(text: &str) -> Message {
-        Message { bytes: text.as_bytes().to_vec(), fds: Vec::new() }
+        Message {
+            bytes: text.as_bytes().to_vec(),
+            fds: Vec::new(),
+        }
     }
 
     #[test]
@@ -208,14 +231,24 @@ mod tests {
     fn request_that_takes_no_descriptor_is_refused_with_one() {
         let kill = Request::Kill { id: Uuid::nil() };
         assert_eq!(kill.check(&[]), Ok(()));
-        assert!(matches!(kill.check(&[file()]), Err(Refused::Descriptors { .. })));
+        assert!(matches!(
+            kill.check(&[file()]),
+            Err(Refused::Descriptors { .. })
+        ));
     }
 
     #[test]
     fn worker_of_an_impossible_shape_is_refused() {
-        let spec = WorkerSpec { vcpus: 0, cpu_millis: 250, mem_mib: 128 };
+        let spec = WorkerSpec {
+            vcpus: 0,
+            cpu_millis: 250,
+            mem_mib: 128,
+        };
         let fds = [file(), file(), file(), file(), socket(), file()];
-        let request = Request::SpawnWorker { id: Uuid::nil(), spec };
+        let request = Request::SpawnWorker {
+            id: Uuid::nil(),
+            spec,
+        };
         assert!(matches!(request.check(&fds), Err(Refused::Spec(_))));
     }
 

@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::fs::File;
 use std::io;
+use std::net::{SocketAddr, TcpListener};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
@@ -30,6 +31,8 @@ const STOP_LIMIT: Duration = Duration::from_secs(20);
 const CLOSED_LIMIT: Duration = Duration::from_secs(5);
 /// Events that the appliance has not read. Beyond that it is broken.
 const MAX_WAITING_EVENTS: usize = 16_384;
+/// Connections that may wait for their `accept`: a burst of new callers, each with its own.
+const BACKLOG: i32 = 1024;
 /// Requests answered before signals and children are looked at again.
 const REQUESTS_AT_ONCE: usize = 32;
 
@@ -40,6 +43,11 @@ pub enum ServeError {
     Kvm(#[from] KvmError),
     #[error(transparent)]
     Folders(#[from] FolderError),
+    #[error("Cannot listen on {address}")]
+    Listen {
+        address: SocketAddr,
+        source: io::Error,
+    },
     #[error("Cannot catch signals")]
     Signals(#[source] io::Error),
     #[error("Cannot start the appliance process")]
@@ -51,7 +59,12 @@ impl ServeError {
         match self {
             Self::Kvm(_) => Exit::Unavailable,
             Self::Folders(error) if error.is_permission() => Exit::Permission,
-            Self::Folders(_) | Self::Signals(_) | Self::Appliance(_) => Exit::Failed,
+            Self::Listen { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
+                Exit::Permission
+            }
+            Self::Folders(_) | Self::Listen { .. } | Self::Signals(_) | Self::Appliance(_) => {
+                Exit::Failed
+            }
         }
     }
 }
@@ -60,8 +73,14 @@ impl ServeError {
 pub fn serve(config: Checked, task: Task) -> Result<Exit, ServeError> {
     raise_descriptor_limit();
     let kvm = kvm::open_usable()?;
-    let uid = rustix::process::geteuid().is_root().then_some(config.uid_base);
+    let uid = rustix::process::geteuid()
+        .is_root()
+        .then_some(config.uid_base);
     let folders = Folders::prepare(&config.paths, uid)?;
+    let listener = match task {
+        Task::Serve => Some(listen(config.listen)?),
+        Task::BenchColdBoot { .. } => None,
+    };
     let signals = Signals::catch().map_err(ServeError::Signals)?;
     let cgroups = match Cgroups::prepare() {
         Ok(groups) => Some(groups),
@@ -77,8 +96,12 @@ pub fn serve(config: Checked, task: Task) -> Result<Exit, ServeError> {
     let appliance =
         Process::spawn(OURSELVES, "appliance", stdout).map_err(ServeError::Appliance)?;
     appliance
-        .send_first(&ApplianceSetup { config, uid, task }, &[])
+        .send_first(
+            &ApplianceSetup { config, uid, task },
+            listener.as_ref().map(AsFd::as_fd).as_slice(),
+        )
         .map_err(ServeError::Appliance)?;
+    drop(listener);
     let mut warden = Warden {
         kvm,
         signals,
@@ -93,6 +116,15 @@ pub fn serve(config: Checked, task: Task) -> Result<Exit, ServeError> {
     warden.children.end_all();
     drop(folders);
     Ok(ended(task, warden.stopping, status, left))
+}
+
+/// The socket of the front door. It is made here, where ports below 1024 may be bound, and first, so that
+/// a port in use is told before anything is started. The warden reads nothing from it.
+fn listen(address: SocketAddr) -> Result<TcpListener, ServeError> {
+    let failed = |source| ServeError::Listen { address, source };
+    let listener = TcpListener::bind(address).map_err(failed)?;
+    rustix::net::listen(&listener, BACKLOG).map_err(|error| failed(error.into()))?;
+    Ok(listener)
 }
 
 /// Each session takes a few descriptors here and more in the appliance, which inherits the limit.
@@ -153,7 +185,10 @@ impl Warden {
                     Vec::new()
                 }
             };
-            if self.deadline.is_some_and(|deadline| deadline <= Instant::now()) {
+            if self
+                .deadline
+                .is_some_and(|deadline| deadline <= Instant::now())
+            {
                 tracing::warn!("The appliance process did not end in time and is killed");
                 self.appliance.kill();
                 self.deadline = None;
@@ -256,9 +291,10 @@ impl Warden {
         let checked = request.check(&message.fds);
         match request {
             Request::SpawnWorker { id, spec } => {
-                let result = checked
-                    .map_err(Into::into)
-                    .and_then(|()| self.children.spawn_worker(id, spec, &message.fds, &self.kvm));
+                let result = checked.map_err(Into::into).and_then(|()| {
+                    self.children
+                        .spawn_worker(id, spec, &message.fds, &self.kvm)
+                });
                 self.answer(id, result);
             }
             Request::SpawnImageWorker { id, job } => {
@@ -275,7 +311,10 @@ impl Warden {
     fn answer(&mut self, id: Uuid, result: Result<(), super::children::StartError>) {
         let event = match result {
             Ok(()) => Event::Spawned { id },
-            Err(error) => Event::SpawnFailed { id, message: chain(&error) },
+            Err(error) => Event::SpawnFailed {
+                id,
+                message: chain(&error),
+            },
         };
         self.tell(&event);
     }
@@ -312,8 +351,10 @@ fn poll(
     sources: &[(Source, BorrowedFd<'_>, PollFlags)],
     deadline: Option<Instant>,
 ) -> io::Result<Vec<(Source, PollFlags)>> {
-    let mut fds: Vec<_> =
-        sources.iter().map(|(_, fd, wanted)| PollFd::from_borrowed_fd(*fd, *wanted)).collect();
+    let mut fds: Vec<_> = sources
+        .iter()
+        .map(|(_, fd, wanted)| PollFd::from_borrowed_fd(*fd, *wanted))
+        .collect();
     let timeout = deadline
         .map(|deadline| deadline.saturating_duration_since(Instant::now()))
         .map(|left| Timespec::try_from(left).unwrap_or_default());
@@ -321,8 +362,13 @@ fn poll(
         Ok(_) | Err(rustix::io::Errno::INTR) => {}
         Err(error) => return Err(error.into()),
     }
-    let ready = fds.iter().zip(sources).filter(|(fd, _)| !fd.revents().is_empty());
-    Ok(ready.map(|(fd, (source, ..))| (*source, fd.revents())).collect())
+    let ready = fds
+        .iter()
+        .zip(sources)
+        .filter(|(fd, _)| !fd.revents().is_empty());
+    Ok(ready
+        .map(|(fd, (source, ..))| (*source, fd.revents()))
+        .collect())
 }
 
 #[cfg(test)]
@@ -370,7 +416,11 @@ mod tests {
         let id = Uuid::new_v4();
         let spawn = Request::SpawnWorker {
             id,
-            spec: crate::worker::spec::WorkerSpec { vcpus: 1, cpu_millis: 100, mem_mib: 128 },
+            spec: crate::worker::spec::WorkerSpec {
+                vcpus: 1,
+                cpu_millis: 100,
+                mem_mib: 128,
+            },
         };
         let send = |request: &Request, fds: &[BorrowedFd<'_>]| {
             let bytes = serde_json::to_vec(request).unwrap();
@@ -399,7 +449,10 @@ mod tests {
             warden.tell(&Event::Spawned { id: Uuid::new_v4() });
         }
         let mut seen = events(&appliance).len();
-        assert!(seen < count, "the socket took everything, so nothing was tested");
+        assert!(
+            seen < count,
+            "the socket took everything, so nothing was tested"
+        );
         while seen < count {
             warden.flush();
             let more = events(&appliance).len();
@@ -416,7 +469,10 @@ mod tests {
         assert_eq!(serve(false, Status::Code(1)), Exit::Failed);
         assert_eq!(serve(false, Status::Code(134)), Exit::Internal);
         assert_eq!(serve(true, Status::Signal(9)), Exit::Internal);
-        let bench = Task::BenchColdBoot { count: 1, json: false };
+        let bench = Task::BenchColdBoot {
+            count: 1,
+            json: false,
+        };
         assert_eq!(ended(bench, false, Status::Code(0), 0), Exit::Ok);
     }
 }

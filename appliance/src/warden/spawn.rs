@@ -33,16 +33,28 @@ impl Process {
         let (ours, theirs) = channel::pair()?;
         let mut command = Command::new(program);
         command.arg0("cabana").arg(role).env_clear();
-        for name in [FILTER_VARIABLE, FORMAT_VARIABLE, "NO_COLOR", "RUST_BACKTRACE"] {
+        for name in [
+            FILTER_VARIABLE,
+            FORMAT_VARIABLE,
+            "NO_COLOR",
+            "RUST_BACKTRACE",
+        ] {
             if let Some(value) = std::env::var_os(name) {
                 command.env(name, value);
             }
         }
         // A group of its own: Ctrl-C in a terminal is for the warden, which ends things in order.
-        command.stdin(Stdio::from(theirs)).stdout(stdout).process_group(0);
+        command
+            .stdin(Stdio::from(theirs))
+            .stdout(stdout)
+            .process_group(0);
         let mut child = command.spawn()?;
         match open_pidfd(&child) {
-            Ok(pidfd) => Ok(Self { child, pidfd, socket: Some(ours) }),
+            Ok(pidfd) => Ok(Self {
+                child,
+                pidfd,
+                socket: Some(ours),
+            }),
             Err(error) => {
                 let _ = child.kill();
                 let _ = child.wait();
@@ -79,10 +91,13 @@ impl Process {
 
     /// Reaps it if it has ended.
     pub fn try_wait(&mut self) -> io::Result<Option<Status>> {
-        Ok(self.child.try_wait()?.map(|status| match (status.code(), status.signal()) {
-            (Some(code), _) => Status::Code(code),
-            (None, signal) => Status::Signal(signal.unwrap_or(0)),
-        }))
+        Ok(self
+            .child
+            .try_wait()?
+            .map(|status| match (status.code(), status.signal()) {
+                (Some(code), _) => Status::Code(code),
+                (None, signal) => Status::Signal(signal.unwrap_or(0)),
+            }))
     }
 }
 
@@ -105,7 +120,10 @@ mod tests {
     use super::*;
     use rustix::event::{PollFd, PollFlags, Timespec};
 
-    const DEADLINE: Timespec = Timespec { tv_sec: 20, tv_nsec: 0 };
+    const DEADLINE: Timespec = Timespec {
+        tv_sec: 20,
+        tv_nsec: 0,
+    };
 
     #[test]
     fn child_sees_the_end_of_its_input_when_our_end_is_closed() {
@@ -113,7 +131,11 @@ mod tests {
         assert_eq!(process.try_wait().unwrap(), None);
         process.socket = None;
         let mut fds = [PollFd::new(&process.pidfd, PollFlags::IN)];
-        assert_eq!(rustix::event::poll(&mut fds, Some(&DEADLINE)).unwrap(), 1, "it never ended");
+        assert_eq!(
+            rustix::event::poll(&mut fds, Some(&DEADLINE)).unwrap(),
+            1,
+            "it never ended"
+        );
         assert_eq!(process.try_wait().unwrap(), Some(Status::Code(0)));
     }
 
@@ -131,7 +153,9 @@ mod tests {
         use std::os::linux::fs::MetadataExt;
         let file = tempfile::tempfile().unwrap();
         let process = Process::spawn("/bin/cat", "-", Stdio::null()).unwrap();
-        let ours = rustix::fs::fstat(process.socket.as_ref().unwrap()).unwrap().st_ino;
+        let ours = rustix::fs::fstat(process.socket.as_ref().unwrap())
+            .unwrap()
+            .st_ino;
         let inodes: Vec<u64> = std::fs::read_dir(format!("/proc/{}/fd", process.id()))
             .unwrap()
             // The program's loader opens and closes its libraries meanwhile.
@@ -139,7 +163,10 @@ mod tests {
             .map(|metadata| metadata.st_ino())
             .collect();
         assert!(inodes.len() >= 3, "{inodes:?}");
-        assert!(!inodes.contains(&ours), "it would never see the end of its input");
+        assert!(
+            !inodes.contains(&ours),
+            "it would never see the end of its input"
+        );
         assert!(!inodes.contains(&file.metadata().unwrap().st_ino()));
     }
 }

@@ -48,7 +48,16 @@ pub fn tame(line: &str) -> String {
     while !line.is_char_boundary(cut) {
         cut -= 1;
     }
-    line[..cut].chars().map(|c| if c.is_control() && c != '\t' { '\u{fffd}' } else { c }).collect()
+    line[..cut]
+        .chars()
+        .map(|c| {
+            if c.is_control() && c != '\t' {
+                '\u{fffd}'
+            } else {
+                c
+            }
+        })
+        .collect()
 }
 
 /// The last lines of the serial console, which a worker writes to `file`.

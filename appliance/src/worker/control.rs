@@ -52,7 +52,13 @@ pub struct Control {
 
 impl Control {
     pub fn new(socket: PathBuf) -> Self {
-        Self { socket, stream: None, phase: Phase::Waiting, input: Vec::new(), output: Vec::new() }
+        Self {
+            socket,
+            stream: None,
+            phase: Phase::Waiting,
+            input: Vec::new(),
+            output: Vec::new(),
+        }
     }
 
     pub fn is_open(&self) -> bool {
@@ -85,12 +91,21 @@ impl Control {
 
     async fn advance(&mut self) -> Result<GuestMessage, ControlError> {
         if self.stream.is_none() {
-            let stream = UnixStream::connect(&self.socket).await.map_err(ControlError::Connect)?;
+            let stream = UnixStream::connect(&self.socket)
+                .await
+                .map_err(ControlError::Connect)?;
             self.stream = Some(stream);
             let listen = format!("LISTEN {}\n", wire::port::CONTROL);
             self.output.splice(0..0, listen.into_bytes());
         }
-        let Self { stream: Some(stream), phase, input, output, .. } = self else {
+        let Self {
+            stream: Some(stream),
+            phase,
+            input,
+            output,
+            ..
+        } = self
+        else {
             return Err(ControlError::Closed);
         };
         loop {

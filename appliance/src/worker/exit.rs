@@ -39,7 +39,10 @@ impl WorkerExit {
         let Some(end) = end else {
             return Self::WardenGone;
         };
-        let report = end.report.as_deref().and_then(|text| serde_json::from_str(text).ok());
+        let report = end
+            .report
+            .as_deref()
+            .and_then(|text| serde_json::from_str(text).ok());
         match report {
             Some(WorkerReport::PowerOff) => Self::PowerOff,
             Some(WorkerReport::Reset) => {
@@ -63,12 +66,18 @@ mod tests {
     use super::*;
 
     fn end(status: Status, report: Option<&str>) -> Option<ProcessEnd> {
-        Some(ProcessEnd { status, report: report.map(str::to_owned) })
+        Some(ProcessEnd {
+            status,
+            report: report.map(str::to_owned),
+        })
     }
 
     #[test]
     fn reset_after_a_panic_names_the_panic() {
-        let serial = ["[ 1.0] Kernel panic - not syncing: No init".to_owned(), "end".to_owned()];
+        let serial = [
+            "[ 1.0] Kernel panic - not syncing: No init".to_owned(),
+            "end".to_owned(),
+        ];
         let reset = || end(Status::Code(0), Some(r#"{"end":"reset"}"#));
         assert_eq!(WorkerExit::new(reset(), false, &[]), WorkerExit::Reset);
         let WorkerExit::GuestPanic(line) = WorkerExit::new(reset(), false, &serial) else {
@@ -80,9 +89,15 @@ mod tests {
     #[test]
     fn process_without_a_usable_report_died_unless_we_killed_it() {
         let killed = || end(Status::Signal(9), None);
-        assert_eq!(WorkerExit::new(killed(), false, &[]), WorkerExit::Died(Status::Signal(9)));
+        assert_eq!(
+            WorkerExit::new(killed(), false, &[]),
+            WorkerExit::Died(Status::Signal(9))
+        );
         assert_eq!(WorkerExit::new(killed(), true, &[]), WorkerExit::Stopped);
         let nonsense = end(Status::Code(3), Some("{]"));
-        assert_eq!(WorkerExit::new(nonsense, false, &[]), WorkerExit::Died(Status::Code(3)));
+        assert_eq!(
+            WorkerExit::new(nonsense, false, &[]),
+            WorkerExit::Died(Status::Code(3))
+        );
     }
 }

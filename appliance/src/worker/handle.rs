@@ -106,7 +106,11 @@ impl WorkerHost {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
             _ => {}
         }
-        Ok(Self { warden, guest, paths: Arc::new(paths) })
+        Ok(Self {
+            warden,
+            guest,
+            paths: Arc::new(paths),
+        })
     }
 
     /// Starts a worker and its container. The events come on the receiver; when that and every
@@ -135,8 +139,19 @@ impl WorkerHost {
         request: LaunchRequest,
     ) -> Result<(Worker, mpsc::Receiver<WorkerEvent>), LaunchError> {
         let launched = Instant::now();
-        let LaunchRequest { id, root_image, vcpus, cpu_millis, mem_mib, container } = request;
-        let spec = WorkerSpec { vcpus, cpu_millis, mem_mib };
+        let LaunchRequest {
+            id,
+            root_image,
+            vcpus,
+            cpu_millis,
+            mem_mib,
+            container,
+        } = request;
+        let spec = WorkerSpec {
+            vcpus,
+            cpu_millis,
+            mem_mib,
+        };
         if let Some(objection) = spec.objection() {
             return Err(LaunchError::Shape(objection));
         }
@@ -148,8 +163,16 @@ impl WorkerHost {
         let (commands, inbox) = mpsc::channel(COMMANDS);
         let (gone_sender, gone) = watch::channel(None);
         let socket = folder.socket();
-        let shared = Shared { socket: socket.clone(), output: Mutex::default(), serial };
-        let worker = Worker { shared: Arc::new(shared), commands, gone };
+        let shared = Shared {
+            socket: socket.clone(),
+            output: Mutex::default(),
+            serial,
+        };
+        let worker = Worker {
+            shared: Arc::new(shared),
+            commands,
+            gone,
+        };
         let supervisor = Supervisor {
             id,
             launched,
@@ -173,7 +196,10 @@ impl WorkerHost {
         folder: &RunFolder,
         root_image: File,
     ) -> Result<(Vec<OwnedFd>, File), LaunchError> {
-        let failed = |source| LaunchError::Folder { path: folder.path.clone(), source };
+        let failed = |source| LaunchError::Folder {
+            path: folder.path.clone(),
+            source,
+        };
         let vsock = std::os::unix::net::UnixListener::bind(folder.socket()).map_err(failed)?;
         let console = File::options()
             .read(true)
@@ -182,8 +208,16 @@ impl WorkerHost {
             .open(folder.path.join("console.log"))
             .map_err(failed)?;
         let serial = console.try_clone().map_err(LaunchError::Descriptor)?;
-        let kernel = self.guest.kernel().try_clone().map_err(LaunchError::Descriptor)?;
-        let initramfs = self.guest.initramfs().try_clone().map_err(LaunchError::Descriptor)?;
+        let kernel = self
+            .guest
+            .kernel()
+            .try_clone()
+            .map_err(LaunchError::Descriptor)?;
+        let initramfs = self
+            .guest
+            .initramfs()
+            .try_clone()
+            .map_err(LaunchError::Descriptor)?;
         let scratch = self.guest.new_disk(&self.paths.disks)?;
         let fds = vec![
             kernel.into(),
@@ -255,13 +289,20 @@ impl Worker {
 impl Shared {
     pub fn tail(&self) -> Vec<String> {
         let ring = self.output.lock().unwrap_or_else(PoisonError::into_inner);
-        if ring.is_empty() { console::serial_lines(&self.serial) } else { ring.lines() }
+        if ring.is_empty() {
+            console::serial_lines(&self.serial)
+        } else {
+            ring.lines()
+        }
     }
 }
 
 fn is_gone(error: &io::Error) -> bool {
     use io::ErrorKind::{BrokenPipe, ConnectionRefused, ConnectionReset, NotFound};
-    matches!(error.kind(), BrokenPipe | ConnectionRefused | ConnectionReset | NotFound)
+    matches!(
+        error.kind(),
+        BrokenPipe | ConnectionRefused | ConnectionReset | NotFound
+    )
 }
 
 /// Reads `OK <port>\n` and not a byte more: what follows belongs to the container.
@@ -349,9 +390,18 @@ mod tests {
     #[tokio::test]
     async fn closed_socket_is_a_refusal_and_nonsense_is_an_error() {
         assert!(matches!(answered(b"").await.0, Err(ConnectError::Refused)));
-        assert!(matches!(answered(b"OK 1").await.0, Err(ConnectError::Refused)));
-        assert!(matches!(answered(b"NO 12\n").await.0, Err(ConnectError::Socket(_))));
-        assert!(matches!(answered(&[b'x'; 64]).await.0, Err(ConnectError::Socket(_))));
+        assert!(matches!(
+            answered(b"OK 1").await.0,
+            Err(ConnectError::Refused)
+        ));
+        assert!(matches!(
+            answered(b"NO 12\n").await.0,
+            Err(ConnectError::Socket(_))
+        ));
+        assert!(matches!(
+            answered(&[b'x'; 64]).await.0,
+            Err(ConnectError::Socket(_))
+        ));
     }
 
     #[test]
@@ -360,7 +410,10 @@ mod tests {
         let workers = tempfile::tempdir().unwrap();
         let folder = RunFolder::create(workers.path(), Uuid::new_v4()).unwrap();
         std::fs::write(folder.path.join("console.log"), "x").unwrap();
-        let mode = std::fs::metadata(&folder.path).unwrap().permissions().mode();
+        let mode = std::fs::metadata(&folder.path)
+            .unwrap()
+            .permissions()
+            .mode();
         assert_eq!(mode & 0o7777, 0o700);
         drop(folder);
         assert_eq!(std::fs::read_dir(workers.path()).unwrap().count(), 0);

@@ -22,9 +22,15 @@ pub fn run() -> Result<Exit, Failure> {
         return Err(Failure::new(Exit::Internal, "The image job cannot be read"));
     };
     let result = images::worker::run(job, fds);
-    let exit = if result.is_ok() { Exit::Ok } else { Exit::Failed };
+    let exit = if result.is_ok() {
+        Exit::Ok
+    } else {
+        Exit::Failed
+    };
     let text = serde_json::to_vec(&result).map_err(|error| Failure::of(Exit::Internal, &error))?;
-    File::from(report).write_all(&text).map_err(|error| Failure::of(Exit::Internal, &error))?;
+    File::from(report)
+        .write_all(&text)
+        .map_err(|error| Failure::of(Exit::Internal, &error))?;
     Ok(exit)
 }
 

@@ -8,7 +8,7 @@ use std::ffi::CStr;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use vmm::{BlockConfig, Vm, VmConfig, VmExit, VmHandle};
 
@@ -28,8 +28,10 @@ pub fn run() -> Result<Exit, Failure> {
     };
     privileges::drop_to(setup.uid).map_err(|error| Failure::of(Exit::Internal, &error))?;
     telemetry::start();
+    let begun = Instant::now();
     let report = match start(&setup.spec, fds) {
         Ok(vm) => {
+            tracing::debug!(worker = %setup.id, elapsed = ?begun.elapsed(), "Guest runs");
             watch(&socket, vm.handle()).map_err(|error| Failure::of(Exit::Internal, &error))?;
             report(vm.wait())
         }
@@ -51,7 +53,10 @@ pub fn first_message<S: serde::de::DeserializeOwned>(
         let line = format!("This command is started by `cabana serve`, not by hand: {error}");
         Failure::new(Exit::Usage, line)
     };
-    let socket = io::stdin().as_fd().try_clone_to_owned().map_err(|error| by_hand(&error))?;
+    let socket = io::stdin()
+        .as_fd()
+        .try_clone_to_owned()
+        .map_err(|error| by_hand(&error))?;
     let message = channel::receive(socket.as_fd(), false).map_err(|error| by_hand(&error))?;
     let Some(message) = message else {
         return Ok(None);
@@ -86,8 +91,14 @@ fn start(spec: &WorkerSpec, fds: Vec<OwnedFd>) -> Result<Vm, String> {
         initramfs,
         cmdline: String::new(),
         blocks: vec![
-            BlockConfig { file: root, read_only: true },
-            BlockConfig { file: scratch, read_only: false },
+            BlockConfig {
+                file: root,
+                read_only: true,
+            },
+            BlockConfig {
+                file: scratch,
+                read_only: false,
+            },
         ],
         vsock,
         console,
@@ -121,7 +132,11 @@ fn report(exit: VmExit) -> WorkerReport {
 /// The warden passes a report on only up to a limit, so the text is cut to fit.
 fn say(socket: &OwnedFd, mut report: WorkerReport) {
     if let WorkerReport::Failed { what } | WorkerReport::NotStarted { what } = &mut report {
-        *what = what.chars().filter(|c| !c.is_control()).take(MAX_REPORT_BYTES / 8).collect();
+        *what = what
+            .chars()
+            .filter(|c| !c.is_control())
+            .take(MAX_REPORT_BYTES / 8)
+            .collect();
     }
     match serde_json::to_vec(&report) {
         // The warden may be gone, and then nobody asks.
@@ -137,9 +152,18 @@ mod tests {
     #[test]
     fn longest_report_still_fits_and_can_be_read() {
         let (ours, theirs) = channel::pair().unwrap();
-        say(&ours, WorkerReport::Failed { what: "\u{1f980}\n\"".repeat(100_000) });
+        say(
+            &ours,
+            WorkerReport::Failed {
+                what: "\u{1f980}\n\"".repeat(100_000),
+            },
+        );
         let message = channel::receive(theirs.as_fd(), true).unwrap().unwrap();
-        assert!(message.bytes.len() <= MAX_REPORT_BYTES, "{}", message.bytes.len());
+        assert!(
+            message.bytes.len() <= MAX_REPORT_BYTES,
+            "{}",
+            message.bytes.len()
+        );
         serde_json::from_slice::<WorkerReport>(&message.bytes).unwrap();
     }
 }

@@ -18,15 +18,24 @@ impl WorkerSpec {
     /// Why no worker of this shape may run; `None` when it may.
     pub fn objection(&self) -> Option<String> {
         if !(1..=MAX_VCPUS).contains(&self.vcpus) {
-            return Some(format!("{} vCPUs are not between 1 and {MAX_VCPUS}", self.vcpus));
+            return Some(format!(
+                "{} vCPUs are not between 1 and {MAX_VCPUS}",
+                self.vcpus
+            ));
         }
         if !(1..=u32::from(self.vcpus) * 1000).contains(&self.cpu_millis) {
-            let Self { vcpus, cpu_millis, .. } = self;
-            return Some(format!("{cpu_millis} thousandths of a CPU do not fit {vcpus} vCPUs"));
+            let Self {
+                vcpus, cpu_millis, ..
+            } = self;
+            return Some(format!(
+                "{cpu_millis} thousandths of a CPU do not fit {vcpus} vCPUs"
+            ));
         }
         if !(MIN_MEM_MIB..=MAX_MEM_MIB).contains(&self.mem_mib) {
             let found = self.mem_mib;
-            return Some(format!("{found} MiB are not between {MIN_MEM_MIB} and {MAX_MEM_MIB}"));
+            return Some(format!(
+                "{found} MiB are not between {MIN_MEM_MIB} and {MAX_MEM_MIB}"
+            ));
         }
         None
     }
@@ -45,8 +54,14 @@ pub enum WorkerFd {
 }
 
 impl WorkerFd {
-    pub const FROM_APPLIANCE: [Self; 6] =
-        [Self::Kernel, Self::Initramfs, Self::RootImage, Self::Scratch, Self::Vsock, Self::Console];
+    pub const FROM_APPLIANCE: [Self; 6] = [
+        Self::Kernel,
+        Self::Initramfs,
+        Self::RootImage,
+        Self::Scratch,
+        Self::Vsock,
+        Self::Console,
+    ];
 }
 
 /// The first message to a worker.
@@ -92,15 +107,37 @@ mod tests {
 
     #[test]
     fn shape_outside_its_limits_is_objected_to() {
-        let good = WorkerSpec { vcpus: 2, cpu_millis: 1500, mem_mib: 512 };
+        let good = WorkerSpec {
+            vcpus: 2,
+            cpu_millis: 1500,
+            mem_mib: 512,
+        };
         assert_eq!(good.objection(), None);
         let bad = [
-            WorkerSpec { vcpus: 0, ..good.clone() },
-            WorkerSpec { vcpus: 33, ..good.clone() },
-            WorkerSpec { cpu_millis: 0, ..good.clone() },
-            WorkerSpec { cpu_millis: 2001, ..good.clone() },
-            WorkerSpec { mem_mib: MIN_MEM_MIB - 1, ..good.clone() },
-            WorkerSpec { mem_mib: u32::MAX, ..good },
+            WorkerSpec {
+                vcpus: 0,
+                ..good.clone()
+            },
+            WorkerSpec {
+                vcpus: 33,
+                ..good.clone()
+            },
+            WorkerSpec {
+                cpu_millis: 0,
+                ..good.clone()
+            },
+            WorkerSpec {
+                cpu_millis: 2001,
+                ..good.clone()
+            },
+            WorkerSpec {
+                mem_mib: MIN_MEM_MIB - 1,
+                ..good.clone()
+            },
+            WorkerSpec {
+                mem_mib: u32::MAX,
+                ..good
+            },
         ];
         for spec in bad {
             assert!(spec.objection().is_some(), "{spec:?}");

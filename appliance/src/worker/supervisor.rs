@@ -135,7 +135,9 @@ impl Supervisor {
 
     async fn start(&mut self, progress: &mut Progress) {
         let mut spec = std::mem::take(&mut self.container);
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let now = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default();
         spec.unix_time_ns = u64::try_from(now.as_nanos()).unwrap_or(0);
         if let Err(error) = self.control.send(&HostMessage::Start(Box::new(spec))) {
             progress.finished = true;
@@ -145,7 +147,11 @@ impl Supervisor {
     }
 
     fn keep(&self, line: &str) {
-        let mut output = self.shared.output.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut output = self
+            .shared
+            .output
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         output.push(console::tame(line));
     }
 

@@ -29,7 +29,9 @@ struct FakeWarden {
 
 impl FakeWarden {
     fn next(&self) -> (Request, Vec<OwnedFd>) {
-        let message = channel::receive(self.socket.as_fd(), false).unwrap().expect("no request");
+        let message = channel::receive(self.socket.as_fd(), false)
+            .unwrap()
+            .expect("no request");
         (Request::parse(&message).unwrap(), message.fds)
     }
 
@@ -40,15 +42,29 @@ impl FakeWarden {
 
     /// Takes the request for a worker and says that it runs.
     fn spawn(&self) -> FakeWorker {
-        let (Request::SpawnWorker { id, .. }, fds) = self.next() else { panic!("no spawn") };
+        let (Request::SpawnWorker { id, .. }, fds) = self.next() else {
+            panic!("no spawn")
+        };
         let [.., vsock, console] = <[OwnedFd; 6]>::try_from(fds).unwrap();
         self.tell(&Event::Spawned { id });
-        FakeWorker { id, vsock: UnixListener::from(vsock), console: console.into() }
+        FakeWorker {
+            id,
+            vsock: UnixListener::from(vsock),
+            console: console.into(),
+        }
     }
 
     fn end(&self, id: Uuid, report: Option<&str>) {
-        let status = if report.is_some() { Status::Code(0) } else { Status::Signal(9) };
-        self.tell(&Event::Exited { id, status, report: report.map(str::to_owned) });
+        let status = if report.is_some() {
+            Status::Code(0)
+        } else {
+            Status::Signal(9)
+        };
+        self.tell(&Event::Exited {
+            id,
+            status,
+            report: report.map(str::to_owned),
+        });
     }
 }
 
@@ -93,7 +109,13 @@ fn say(stream: &mut UnixStream, message: &GuestMessage) {
 }
 
 fn hello(stream: &mut UnixStream) {
-    say(stream, &GuestMessage::Hello { version: wire::VERSION, uptime_us: 1 });
+    say(
+        stream,
+        &GuestMessage::Hello {
+            version: wire::VERSION,
+            uptime_us: 1,
+        },
+    );
 }
 
 fn hear(stream: &mut UnixStream) -> HostMessage {
@@ -120,7 +142,10 @@ impl Setting {
         let (ours, theirs) = channel::pair().unwrap();
         std::thread::spawn(move || warden(FakeWarden { socket: theirs }));
         let client = WardenClient::start(ours).unwrap();
-        Self { host: WorkerHost::new(client, guest(), paths).unwrap(), root }
+        Self {
+            host: WorkerHost::new(client, guest(), paths).unwrap(),
+            root,
+        }
     }
 
     async fn launch(&self) -> Result<(Worker, mpsc::Receiver<WorkerEvent>), LaunchError> {
@@ -130,9 +155,14 @@ impl Setting {
             vcpus: 1,
             cpu_millis: 250,
             mem_mib: 128,
-            container: ContainerSpec { argv: vec!["/x".to_owned()], ..ContainerSpec::default() },
+            container: ContainerSpec {
+                argv: vec!["/x".to_owned()],
+                ..ContainerSpec::default()
+            },
         };
-        timeout(DEADLINE, self.host.launch(request)).await.expect("the launch never ended")
+        timeout(DEADLINE, self.host.launch(request))
+            .await
+            .expect("the launch never ended")
     }
 
     fn folders(&self) -> usize {
@@ -141,17 +171,25 @@ impl Setting {
 }
 
 fn folders(root: &Path) -> usize {
-    std::fs::read_dir(Paths::under(root).unwrap().workers).unwrap().count()
+    std::fs::read_dir(Paths::under(root).unwrap().workers)
+        .unwrap()
+        .count()
 }
 
 async fn next(events: &mut mpsc::Receiver<WorkerEvent>) -> WorkerEvent {
-    timeout(DEADLINE, events.recv()).await.expect("no event came").expect("the events ended")
+    timeout(DEADLINE, events.recv())
+        .await
+        .expect("no event came")
+        .expect("the events ended")
 }
 
 async fn gone(events: &mut mpsc::Receiver<WorkerEvent>) -> WorkerExit {
     loop {
         if let WorkerEvent::Gone(exit) = next(events).await {
-            assert!(events.recv().await.is_none(), "something came after the end");
+            assert!(
+                events.recv().await.is_none(),
+                "something came after the end"
+            );
             return exit;
         }
     }
@@ -166,27 +204,48 @@ async fn life_of_a_worker_is_told_in_order_and_nothing_is_left_at_its_end() {
         let mut guest = worker.control();
         hello(&mut guest);
         assert!(matches!(warden.next().0, Request::LimitCpu { id } if id == worker.id));
-        let HostMessage::Start(spec) = hear(&mut guest) else { panic!("no start") };
+        let HostMessage::Start(spec) = hear(&mut guest) else {
+            panic!("no start")
+        };
         assert_eq!(spec.argv, ["/x"]);
         assert_ne!(spec.unix_time_ns, 0);
         say(&mut guest, &GuestMessage::Started { pid: 7 });
-        say(&mut guest, &GuestMessage::Output { stream: Stream::Stdout, line: "up".into() });
+        say(
+            &mut guest,
+            &GuestMessage::Output {
+                stream: Stream::Stdout,
+                line: "up".into(),
+            },
+        );
         say(&mut guest, &GuestMessage::Ready);
         assert_eq!(hear(&mut guest), HostMessage::Stop { grace_ms: 1000 });
-        say(&mut guest, &GuestMessage::Exited { exit: Exit::Signal(15) });
+        say(
+            &mut guest,
+            &GuestMessage::Exited {
+                exit: Exit::Signal(15),
+            },
+        );
         drop((guest, worker.vsock));
         warden.end(worker.id, POWER_OFF);
     });
     let (worker, mut events) = setting.launch().await.unwrap();
-    assert!(matches!(next(&mut events).await, WorkerEvent::Booted { .. }));
+    assert!(matches!(
+        next(&mut events).await,
+        WorkerEvent::Booted { .. }
+    ));
     assert!(matches!(next(&mut events).await, WorkerEvent::Started));
     assert!(matches!(next(&mut events).await, WorkerEvent::Ready));
     assert_eq!(worker.console_tail(), ["up"]);
     assert_eq!(setting.folders(), 1);
-    timeout(DEADLINE, worker.stop(Duration::from_secs(1))).await.unwrap();
+    timeout(DEADLINE, worker.stop(Duration::from_secs(1)))
+        .await
+        .unwrap();
     assert_eq!(setting.folders(), 0);
     let exited = next(&mut events).await;
-    assert!(matches!(exited, WorkerEvent::ContainerExited(Exit::Signal(15))), "{exited:?}");
+    assert!(
+        matches!(exited, WorkerEvent::ContainerExited(Exit::Signal(15))),
+        "{exited:?}"
+    );
     assert_eq!(gone(&mut events).await, WorkerExit::PowerOff);
     assert!(matches!(worker.connect().await, Err(ConnectError::Gone)));
 }
@@ -194,9 +253,14 @@ async fn life_of_a_worker_is_told_in_order_and_nothing_is_left_at_its_end() {
 #[tokio::test]
 async fn refused_spawn_is_an_error_and_leaves_nothing() {
     let setting = Setting::new(|warden| {
-        let (Request::SpawnWorker { id, .. }, fds) = warden.next() else { panic!("no spawn") };
+        let (Request::SpawnWorker { id, .. }, fds) = warden.next() else {
+            panic!("no spawn")
+        };
         assert_eq!(fds.len(), WorkerFd::FROM_APPLIANCE.len());
-        warden.tell(&Event::SpawnFailed { id, message: "no room".to_owned() });
+        warden.tell(&Event::SpawnFailed {
+            id,
+            message: "no room".to_owned(),
+        });
         // Stays until the appliance goes, as a warden does.
         let _ = channel::receive(warden.socket.as_fd(), false);
     });
@@ -209,13 +273,17 @@ async fn refused_spawn_is_an_error_and_leaves_nothing() {
 async fn worker_that_is_stopped_before_its_agent_answers_is_killed() {
     let setting = Setting::new(|warden| {
         let worker = warden.spawn();
-        let (Request::Kill { id }, _) = warden.next() else { panic!("no kill") };
+        let (Request::Kill { id }, _) = warden.next() else {
+            panic!("no kill")
+        };
         assert_eq!(id, worker.id);
         drop(worker.vsock);
         warden.end(id, None);
     });
     let (worker, mut events) = setting.launch().await.unwrap();
-    timeout(DEADLINE, worker.stop(Duration::from_secs(60))).await.unwrap();
+    timeout(DEADLINE, worker.stop(Duration::from_secs(60)))
+        .await
+        .unwrap();
     assert_eq!(gone(&mut events).await, WorkerExit::Stopped);
     assert_eq!(setting.folders(), 0);
 }
@@ -228,7 +296,12 @@ async fn worker_that_nobody_holds_any_more_is_killed() {
         let _ = killed.send(matches!(warden.next().0, Request::Kill { id } if id == worker.id));
     });
     drop(setting.launch().await.unwrap());
-    assert!(timeout(DEADLINE, wait).await.expect("it was not killed").unwrap());
+    assert!(
+        timeout(DEADLINE, wait)
+            .await
+            .expect("it was not killed")
+            .unwrap()
+    );
 }
 
 #[tokio::test]
@@ -237,7 +310,9 @@ async fn launch_that_nobody_waits_for_any_more_leaves_no_worker() {
     let (go, may_go) = std::sync::mpsc::channel();
     let (killed, wait) = tokio::sync::oneshot::channel();
     let setting = Setting::new(move |warden| {
-        let (Request::SpawnWorker { id, .. }, _fds) = warden.next() else { panic!("no spawn") };
+        let (Request::SpawnWorker { id, .. }, _fds) = warden.next() else {
+            panic!("no spawn")
+        };
         asked.send(()).unwrap();
         may_go.recv().unwrap();
         warden.tell(&Event::Spawned { id });
@@ -249,7 +324,12 @@ async fn launch_that_nobody_waits_for_any_more_leaves_no_worker() {
         asked = was_asked => asked.unwrap(),
     }
     go.send(()).unwrap();
-    assert!(timeout(DEADLINE, wait).await.expect("it was not killed").unwrap());
+    assert!(
+        timeout(DEADLINE, wait)
+            .await
+            .expect("it was not killed")
+            .unwrap()
+    );
 }
 
 #[tokio::test]
@@ -261,8 +341,18 @@ async fn guest_that_repeats_itself_is_believed_once() {
             hello(&mut guest);
             say(&mut guest, &GuestMessage::Started { pid: 1 });
             say(&mut guest, &GuestMessage::Ready);
-            say(&mut guest, &GuestMessage::Failed { message: "a\nb".to_owned() });
-            say(&mut guest, &GuestMessage::Exited { exit: Exit::Code(0) });
+            say(
+                &mut guest,
+                &GuestMessage::Failed {
+                    message: "a\nb".to_owned(),
+                },
+            );
+            say(
+                &mut guest,
+                &GuestMessage::Exited {
+                    exit: Exit::Code(0),
+                },
+            );
         }
         assert!(matches!(warden.next().0, Request::LimitCpu { .. }));
         assert!(matches!(hear(&mut guest), HostMessage::Start(_)));
@@ -270,14 +360,20 @@ async fn guest_that_repeats_itself_is_believed_once() {
         warden.end(worker.id, POWER_OFF);
     });
     let (_worker, mut events) = setting.launch().await.unwrap();
-    assert!(matches!(next(&mut events).await, WorkerEvent::Booted { .. }));
+    assert!(matches!(
+        next(&mut events).await,
+        WorkerEvent::Booted { .. }
+    ));
     assert!(matches!(next(&mut events).await, WorkerEvent::Started));
     assert!(matches!(next(&mut events).await, WorkerEvent::Ready));
     let WorkerEvent::StartFailed { message } = next(&mut events).await else {
         panic!("no failure")
     };
     assert!(!message.contains('\n'), "{message:?}");
-    assert!(matches!(next(&mut events).await, WorkerEvent::Gone(WorkerExit::PowerOff)));
+    assert!(matches!(
+        next(&mut events).await,
+        WorkerEvent::Gone(WorkerExit::PowerOff)
+    ));
 }
 
 #[tokio::test]
@@ -287,7 +383,9 @@ async fn guest_that_sends_a_frame_of_gigabytes_is_killed() {
         let worker = warden.spawn();
         let mut guest = worker.control();
         guest.write_all(&u32::MAX.to_le_bytes()).unwrap();
-        let (Request::Kill { id }, _) = warden.next() else { panic!("no kill") };
+        let (Request::Kill { id }, _) = warden.next() else {
+            panic!("no kill")
+        };
         drop((guest, worker.vsock));
         warden.end(id, None);
     });
@@ -313,9 +411,14 @@ async fn agent_that_comes_back_is_not_told_to_start_again() {
         warden.end(worker.id, POWER_OFF);
     });
     let (worker, mut events) = setting.launch().await.unwrap();
-    assert!(matches!(next(&mut events).await, WorkerEvent::Booted { .. }));
+    assert!(matches!(
+        next(&mut events).await,
+        WorkerEvent::Booted { .. }
+    ));
     assert!(matches!(next(&mut events).await, WorkerEvent::Started));
-    timeout(DEADLINE, worker.stop(Duration::ZERO)).await.unwrap();
+    timeout(DEADLINE, worker.stop(Duration::ZERO))
+        .await
+        .unwrap();
     assert_eq!(gone(&mut events).await, WorkerExit::PowerOff);
 }
 
@@ -324,13 +427,19 @@ async fn kernel_panic_is_told_with_its_line_and_the_serial_console_is_the_tail()
     let setting = Setting::new(|warden| {
         use std::io::Write as _;
         let mut worker = warden.spawn();
-        worker.console.write_all(b"booting\r\nKernel panic - not syncing: oops\r\n").unwrap();
+        worker
+            .console
+            .write_all(b"booting\r\nKernel panic - not syncing: oops\r\n")
+            .unwrap();
         drop(worker.vsock);
         warden.end(worker.id, Some(r#"{"end":"reset"}"#));
     });
     let (worker, mut events) = setting.launch().await.unwrap();
     let exit = gone(&mut events).await;
-    assert_eq!(exit, WorkerExit::GuestPanic("Kernel panic - not syncing: oops".to_owned()));
+    assert_eq!(
+        exit,
+        WorkerExit::GuestPanic("Kernel panic - not syncing: oops".to_owned())
+    );
     assert_eq!(worker.console_tail().len(), 2);
 }
 
@@ -359,7 +468,10 @@ async fn stream_to_the_container_is_raw_after_the_answer_and_a_closed_one_is_a_r
     stream.write_all(b"request").await.unwrap();
     stream.shutdown().await.unwrap();
     let mut answer = String::new();
-    timeout(DEADLINE, stream.read_to_string(&mut answer)).await.unwrap().unwrap();
+    timeout(DEADLINE, stream.read_to_string(&mut answer))
+        .await
+        .unwrap()
+        .unwrap();
     assert_eq!(answer, "first last");
     let refused = timeout(DEADLINE, worker.connect()).await.unwrap();
     assert!(matches!(refused, Err(ConnectError::Refused)), "{refused:?}");

@@ -14,6 +14,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 
 pub use initrd::LabFile;
+use machine::TimedOut;
 pub use machine::{Machine, Plan, Sink};
 
 use crate::cache::Cache;
@@ -22,6 +23,8 @@ use crate::workspace::Workspace;
 use crate::{guest, images, packages};
 
 pub const DEFAULT_MEMORY_MIB: u32 = 3072;
+/// What timeout(1) exits with.
+const EXIT_TIMED_OUT: u8 = 124;
 
 #[derive(clap::Args)]
 pub struct Arguments {
@@ -31,7 +34,7 @@ pub struct Arguments {
     /// Makes a TCP port of the lab reachable on loopback
     #[arg(long = "forward", value_name = "HOST:LAB", value_parser = Forward::parse)]
     forwards: Vec<Forward>,
-    /// Stops the lab after this many seconds
+    /// Stops the lab after this many seconds, with exit code 124
     #[arg(long, value_name = "S")]
     timeout: Option<u64>,
     /// Leaves the lab running after the command has ended, until Ctrl-C
@@ -109,9 +112,21 @@ pub fn run(workspace: &Workspace, arguments: &Arguments) -> Result<ExitCode> {
         timeout: arguments.timeout.map(Duration::from_secs),
         keep: arguments.keep,
     };
+    match follow(&lab, &plan) {
+        Ok(code) => Ok(ExitCode::from(code)),
+        Err(error) if error.is::<TimedOut>() => {
+            eprintln!("error: {error}");
+            Ok(ExitCode::from(EXIT_TIMED_OUT))
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// Runs the lab to its end; answers the command's exit code.
+fn follow(lab: &Lab, plan: &Plan) -> Result<u8> {
     let step = Step::start("Booting the lab");
     let mut machine = lab.start(
-        &plan,
+        plan,
         Box::new(std::io::stdout()),
         Box::new(std::io::stderr()),
     )?;
@@ -122,13 +137,11 @@ pub fn run(workspace: &Workspace, arguments: &Arguments) -> Result<ExitCode> {
         console.parent().unwrap_or(&console).display()
     ));
     let code = machine.wait_for_exit()?;
-    if arguments.keep {
+    if plan.keep {
         eprintln!("The command ended with exit code {code}; the lab stays up until Ctrl-C");
     }
     machine.wait_until_off()?;
-    Ok(ExitCode::from(
-        u8::try_from(code).context("The lab reported an impossible exit code")?,
-    ))
+    u8::try_from(code).context("The lab reported an impossible exit code")
 }
 
 /// The binary and the demo image, built when they are not up to date.

@@ -53,9 +53,8 @@ pub fn run(workspace: &Workspace, arguments: &Arguments) -> Result<ExitCode> {
     let mut place = match why_not_here(&binary)? {
         None => Place::here(&binary, &demo, port)?,
         Some(reason) => {
-            eprintln!(
-                "This host cannot run guests: {reason}. The appliance runs inside the lab instead."
-            );
+            eprintln!("This host cannot run guests: {reason}.");
+            eprintln!("The appliance runs inside the lab instead.");
             Place::lab(workspace, &cache, port)?
         }
     };
