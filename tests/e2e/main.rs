@@ -12,6 +12,7 @@ mod forwarding;
 mod guest_end;
 mod lifecycle;
 mod real_image;
+mod sources;
 
 use std::process::ExitCode;
 
@@ -24,6 +25,7 @@ fn main() -> ExitCode {
         forwarding::TESTS,
         guest_end::TESTS,
         real_image::TESTS,
+        sources::TESTS,
         lifecycle::TESTS,
     ])
 }
