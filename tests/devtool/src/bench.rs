@@ -13,7 +13,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use crate::cache::Cache;
-use crate::lab::{self, Lab, LabFile, Plan};
+use crate::lab::{self, Lab, LabCommand, LabFile, Plan};
 use crate::progress::Step;
 use crate::workspace::Workspace;
 use crate::{command, guest, packages, up};
@@ -189,7 +189,7 @@ fn in_lab(bench: &Bench, command: &str) -> Result<String> {
     packages::ensure(bench.workspace, &[packages::LAB])?;
     let plan = Plan {
         name: "bench".to_owned(),
-        command: command.to_owned(),
+        command: LabCommand::Script(command.to_owned()),
         files: vec![LabFile {
             source: bench.binary.to_owned(),
             target: "/usr/local/bin/cabana".to_owned(),

@@ -53,7 +53,7 @@ pub fn ensure(workspace: &Workspace, groups: &[&[&str]]) -> Result<()> {
     let step = Step::start(format!("Installing {list}"));
     let log = workspace.logs().join("apt.log");
     let note = |line: &str| step.note(line);
-    if command::logged(&mut apt_install(&missing), &log, note).is_err() {
+    if command::output(&mut apt_install(&missing)).is_err() {
         // The package lists are absent on a fresh machine, and name versions that are gone on an old one.
         command::logged(&mut apt_get(&["update"]), &log, note)?;
         command::logged(&mut apt_install(&missing), &log, note)?;

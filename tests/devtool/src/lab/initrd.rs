@@ -55,10 +55,21 @@ pub struct LabFile {
     pub target: String,
 }
 
+/// What runs in the lab.
+#[derive(Clone, Debug)]
+pub enum LabCommand {
+    Script(String),
+    /// An interactive shell on a terminal of this size.
+    Shell {
+        rows: u16,
+        columns: u16,
+    },
+}
+
 pub struct Contents<'a> {
     /// Where the host kernel's modules are.
     pub modules: &'a Path,
-    pub command: &'a str,
+    pub command: &'a LabCommand,
     pub keep: bool,
     pub files: &'a [LabFile],
 }
@@ -93,6 +104,22 @@ impl LabFile {
     }
 }
 
+impl LabCommand {
+    fn script(&self) -> String {
+        match self {
+            Self::Script(script) => script.clone(),
+            Self::Shell { rows, columns } => {
+                // The size is set by the shell's own session: a terminal that nobody has open forgets it.
+                let shell = format!("stty rows {rows} cols {columns}; PS1=\"lab# \" exec sh");
+                format!(
+                    "until [ -e /dev/hvc0 ]; do usleep 10000; done\n\
+                    setsid -c sh -c '{shell}' </dev/hvc0 >/dev/hvc0 2>&1\n"
+                )
+            }
+        }
+    }
+}
+
 /// Writes the archive to `path`.
 pub fn write(path: &Path, contents: &Contents) -> Result<()> {
     let file = File::create(path).with_context(|| format!("Cannot create {}", path.display()))?;
@@ -104,7 +131,7 @@ pub fn write(path: &Path, contents: &Contents) -> Result<()> {
         root.archive.folder(folder, 0o755)?;
     }
     root.text("init", 0o755, INIT)?;
-    root.text("lab/command", 0o644, contents.command)?;
+    root.text("lab/command", 0o644, &contents.command.script())?;
     if contents.keep {
         root.text("lab/keep", 0o644, "")?;
     }

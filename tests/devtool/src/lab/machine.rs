@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail};
 use tempfile::TempDir;
 
-use super::initrd::{self, LabFile};
+use super::initrd::{self, LabCommand, LabFile};
 use crate::children::{self, Tracked};
 
 /// Ports in the order of their devices; `init.sh` finds them by name.
@@ -29,7 +29,7 @@ const TAIL_LINES: usize = 20;
 pub struct Plan {
     /// Names the folder of this run.
     pub name: String,
-    pub command: String,
+    pub command: LabCommand,
     pub files: Vec<LabFile>,
     pub forwards: Vec<super::Forward>,
     pub memory_mib: u32,
@@ -295,6 +295,16 @@ fn emulator_command(
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(log);
+    if let LabCommand::Shell { .. } = plan.command {
+        // The emulator makes the terminal raw, and gives it back when it ends.
+        command.stdin(Stdio::inherit()).stdout(Stdio::inherit());
+        command.args([
+            "-chardev",
+            "stdio,id=shell,signal=off",
+            "-device",
+            "virtconsole,chardev=shell",
+        ]);
+    }
     Ok(command)
 }
 

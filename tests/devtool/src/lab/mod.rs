@@ -7,13 +7,14 @@ mod host;
 mod initrd;
 mod machine;
 
+use std::io::IsTerminal as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 
-pub use initrd::LabFile;
+pub use initrd::{LabCommand, LabFile};
 use machine::TimedOut;
 pub use machine::{Machine, Plan, Sink};
 
@@ -46,9 +47,28 @@ pub struct Arguments {
     /// Without the binary and the demo image: starts at once
     #[arg(long)]
     bare: bool,
-    /// The command, for the lab's shell
-    #[arg(last = true, required = true)]
+    /// The command, for the lab's shell; without one, the shell itself on this terminal
+    #[arg(last = true)]
     command: Vec<String>,
+}
+
+impl Arguments {
+    fn command(&self) -> Result<LabCommand> {
+        if !self.command.is_empty() {
+            return Ok(LabCommand::Script(self.command.join(" ")));
+        }
+        let input = std::io::stdin();
+        ensure!(
+            input.is_terminal(),
+            "Give a command after --: without a terminal there can be no shell"
+        );
+        let size =
+            rustix::termios::tcgetwinsize(&input).context("The terminal does not tell its size")?;
+        Ok(LabCommand::Shell {
+            rows: size.ws_row,
+            columns: size.ws_col,
+        })
+    }
 }
 
 /// A port of the lab that is reachable from the host.
@@ -105,7 +125,7 @@ pub fn run(workspace: &Workspace, arguments: &Arguments) -> Result<ExitCode> {
     }
     let plan = Plan {
         name: "lab".to_owned(),
-        command: arguments.command.join(" "),
+        command: arguments.command()?,
         files,
         forwards: arguments.forwards.clone(),
         memory_mib: arguments.memory,

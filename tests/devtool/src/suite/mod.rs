@@ -15,7 +15,7 @@ use anyhow::{Context as _, Result, bail};
 pub use report::{LineSink, Report};
 
 use crate::cache::Cache;
-use crate::lab::{Lab, LabFile, Plan};
+use crate::lab::{Lab, LabCommand, LabFile, Plan};
 use crate::workspace::Workspace;
 use crate::{check, children, guest, images};
 use programs::Programs;
@@ -25,6 +25,8 @@ const LAB_LIMIT: Duration = Duration::from_secs(45 * 60);
 /// Room for the guests of a test that runs ten at once, and for two distribution images in memory.
 const LAB_MEMORY_MIB: u32 = 5120;
 const LABS: usize = 2;
+/// What the binary says of this very host, which may be one that cannot run guests; the labs always can.
+const TESTS_HERE: [&str; 2] = ["doctor::doctor_says", "doctor::serve_without"];
 /// Where the labs find things.
 const FOLDER: &str = "/suite";
 
@@ -96,6 +98,12 @@ fn run_in_labs(workspace: &Workspace, only: Option<&str>) -> Result<Report> {
     let demo = images::demo(workspace, &cache)?;
     let python = images::python(workspace, &cache)?;
     let programs = Programs::build(workspace)?;
+    let mut report = Report::default();
+    if only.is_none() {
+        let mut cargo = workspace.cargo();
+        cargo.args(["test", "--package", "e2e", "--test", "e2e", "--"]);
+        report.merge(run_here(cargo.args(TESTS_HERE).env("CABANA_BIN", &binary))?);
+    }
     let scripts = programs.deal(LABS, only)?;
     if scripts.is_empty() {
         bail!(
@@ -137,7 +145,6 @@ fn run_in_labs(workspace: &Workspace, only: Option<&str>) -> Result<Report> {
             })
             .collect()
     });
-    let mut report = Report::default();
     for outcome in outcomes {
         report.merge(outcome?);
     }
@@ -148,7 +155,7 @@ fn run_one_lab(lab: &Lab, number: usize, files: &[LabFile], script: &str) -> Res
     let report = Arc::new(Mutex::new(Report::default()));
     let plan = Plan {
         name: format!("test{number}"),
-        command: script.to_owned(),
+        command: LabCommand::Script(script.to_owned()),
         files: files.to_vec(),
         forwards: Vec::new(),
         memory_mib: LAB_MEMORY_MIB,

@@ -194,10 +194,12 @@ impl LineSink {
         self.line.clear();
         let mut report = self.report.lock().unwrap_or_else(PoisonError::into_inner);
         report.read(&line);
-        if !line.starts_with("@@") {
-            // Under the lock, so that lines of two streams do not mix. A closed standard output does not stop the tests.
-            let _ = writeln!(io::stdout(), "{}{line}", self.prefix);
-        }
+        // Under the lock, so that lines of two streams do not mix. A closed standard output does not stop the tests.
+        let _ = match line.strip_prefix(BEGIN) {
+            Some(name) => writeln!(io::stdout(), "{}== {name}", self.prefix),
+            None if line.starts_with(END) => Ok(()),
+            None => writeln!(io::stdout(), "{}{line}", self.prefix),
+        };
     }
 }
 

@@ -13,7 +13,7 @@ use tempfile::TempDir;
 
 use crate::cache::Cache;
 use crate::children::{self, Tracked};
-use crate::lab::{self, Forward, Lab, Machine, Plan};
+use crate::lab::{self, Forward, Lab, LabCommand, Machine, Plan};
 use crate::progress::Step;
 use crate::workspace::Workspace;
 
@@ -95,7 +95,7 @@ impl Place {
             format!("export ROOT=/ LOG=/tmp/serve.log DEMO=/demo.tar LISTEN=0.0.0.0:{LAB_PORT}\n");
         let plan = Plan {
             name: "up".to_owned(),
-            command: format!("{settings}{SCRIPT}"),
+            command: LabCommand::Script(format!("{settings}{SCRIPT}")),
             files: lab::usual_files(workspace, cache)?,
             forwards: vec![Forward {
                 host: port,
