@@ -13,11 +13,12 @@ use tokio::sync::{mpsc, watch};
 
 use crate::admin::{self, Admin, Endpoints, ImageService, ImageSummary, ImportOrder, Rules};
 use crate::config::Checked;
+use crate::exit::chain;
 use crate::front::auth::Authority;
 use crate::front::refusal::{Code, Refusal};
 use crate::front::tls::{self, ServedCertificate};
 use crate::front::{Front, listener};
-use crate::images::{self, ImageError, ImageErrorCode, ImageRecord};
+use crate::images::{self, ImageError, ImageRecord};
 use crate::pool::container::{self, ImageDefaults};
 use crate::pool::launcher::{
     BoxFuture, Guest, GuestEvent, Launched, Launcher, StartFailure, StartFailureCause, StartOrder,
@@ -388,20 +389,5 @@ fn defaults(image: &ImageRecord) -> ImageDefaults {
 }
 
 fn image_refusal(error: ImageError) -> Refusal {
-    let code = match error.code {
-        ImageErrorCode::ImageNotFound => Code::ImageNotFound,
-        ImageErrorCode::ImageCorrupt => Code::ImageCorrupt,
-        ImageErrorCode::ImagePlatformUnsupported => Code::ImagePlatformUnsupported,
-        ImageErrorCode::ImageTooLarge => Code::ImageTooLarge,
-        ImageErrorCode::ImageUnsupported => Code::ImageUnsupported,
-        ImageErrorCode::ImageStorageFailed => Code::ImageStorageFailed,
-        ImageErrorCode::ImageWorkerFailed => Code::ImageWorkerFailed,
-    };
-    Refusal::new(code, error.message)
-}
-
-/// An error and its causes on one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let causes = std::iter::successors(error.source(), |cause| cause.source());
-    causes.fold(error.to_string(), |line, cause| format!("{line}: {cause}"))
+    Refusal::new(Code::Image(error.code), error.message)
 }

@@ -2,6 +2,7 @@ use serde_json::json;
 
 use super::super::images::ImportOrder;
 use super::*;
+use crate::images::ImageErrorCode;
 use crate::pool::container::ImageDefaults;
 use crate::pool::launcher::BoxFuture;
 
@@ -32,7 +33,10 @@ impl ImageService for Demo {
                 defaults: ImageDefaults::default(),
                 ..image
             }),
-            _ => Err(Refusal::new(Code::ImageNotFound, "no such image")),
+            _ => Err(Refusal::new(
+                Code::Image(ImageErrorCode::ImageNotFound),
+                "no such image",
+            )),
         }
     }
 
@@ -45,7 +49,12 @@ impl ImageService for Demo {
         _: ImportOrder,
         _: hyper::body::Incoming,
     ) -> BoxFuture<'_, Result<(ImageSummary, bool), Refusal>> {
-        Box::pin(async { Err(Refusal::new(Code::ImageUnsupported, "not here")) })
+        Box::pin(async {
+            Err(Refusal::new(
+                Code::Image(ImageErrorCode::ImageUnsupported),
+                "not here",
+            ))
+        })
     }
 }
 
@@ -280,7 +289,7 @@ fn null_empty_and_unknown_properties_change_nothing() {
 #[test]
 fn image_must_exist_and_have_something_to_run() {
     let refusal = check(&with(&container("image"), json!("other"))).unwrap_err();
-    assert_eq!(refusal.code, Code::ImageNotFound);
+    assert_eq!(refusal.code, Code::Image(ImageErrorCode::ImageNotFound));
     assert_eq!(
         refusal.target.unwrap(),
         "properties.customContainerTemplate.containers[0].image"

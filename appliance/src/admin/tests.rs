@@ -9,6 +9,7 @@ use tokio::net::UnixStream;
 use tokio::sync::watch;
 
 use super::*;
+use crate::images::ImageErrorCode;
 use crate::pool::container::ImageDefaults;
 use crate::pool::launcher::BoxFuture;
 use crate::pool::testing::FakeLauncher;
@@ -40,7 +41,7 @@ impl ImageService for Demo {
             return Ok(image("demo", 1));
         }
         Err(Refusal::new(
-            Code::ImageNotFound,
+            Code::Image(ImageErrorCode::ImageNotFound),
             format!("No image {reference:?}"),
         ))
     }

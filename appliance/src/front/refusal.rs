@@ -11,6 +11,7 @@ use http::header::{self, HeaderName, HeaderValue};
 use http::{HeaderMap, StatusCode};
 use serde_json::json;
 
+use crate::images::ImageErrorCode;
 use crate::pool::Denied;
 use crate::pool::launcher::{StartFailure, StartFailureCause};
 
@@ -30,13 +31,8 @@ pub enum Code {
     InvalidRequestContent,
     SessionPoolInvalidProperty,
     SessionPoolNotSupported,
-    ImageNotFound,
-    ImageCorrupt,
-    ImagePlatformUnsupported,
-    ImageTooLarge,
-    ImageUnsupported,
-    ImageStorageFailed,
-    ImageWorkerFailed,
+    /// Something is wrong with an image; the image service has its own words.
+    Image(ImageErrorCode),
     Unauthorized,
     Forbidden,
     ResourceNotFound,
@@ -61,13 +57,13 @@ impl Code {
         Self::InvalidRequestContent,
         Self::SessionPoolInvalidProperty,
         Self::SessionPoolNotSupported,
-        Self::ImageNotFound,
-        Self::ImageCorrupt,
-        Self::ImagePlatformUnsupported,
-        Self::ImageTooLarge,
-        Self::ImageUnsupported,
-        Self::ImageStorageFailed,
-        Self::ImageWorkerFailed,
+        Self::Image(ImageErrorCode::ImageNotFound),
+        Self::Image(ImageErrorCode::ImageCorrupt),
+        Self::Image(ImageErrorCode::ImagePlatformUnsupported),
+        Self::Image(ImageErrorCode::ImageTooLarge),
+        Self::Image(ImageErrorCode::ImageUnsupported),
+        Self::Image(ImageErrorCode::ImageStorageFailed),
+        Self::Image(ImageErrorCode::ImageWorkerFailed),
         Self::Unauthorized,
         Self::Forbidden,
         Self::ResourceNotFound,
@@ -91,13 +87,7 @@ impl Code {
             Self::InvalidRequestContent => "InvalidRequestContent",
             Self::SessionPoolInvalidProperty => "SessionPoolInvalidProperty",
             Self::SessionPoolNotSupported => "SessionPoolNotSupported",
-            Self::ImageNotFound => "ImageNotFound",
-            Self::ImageCorrupt => "ImageCorrupt",
-            Self::ImagePlatformUnsupported => "ImagePlatformUnsupported",
-            Self::ImageTooLarge => "ImageTooLarge",
-            Self::ImageUnsupported => "ImageUnsupported",
-            Self::ImageStorageFailed => "ImageStorageFailed",
-            Self::ImageWorkerFailed => "ImageWorkerFailed",
+            Self::Image(code) => code.as_str(),
             Self::Unauthorized => "Unauthorized",
             Self::Forbidden => "Forbidden",
             Self::ResourceNotFound => "ResourceNotFound",
@@ -121,25 +111,31 @@ impl Code {
             | Self::SessionRequestNotSupported
             | Self::InvalidRequestContent
             | Self::SessionPoolInvalidProperty
-            | Self::SessionPoolNotSupported
-            | Self::ImageNotFound
-            | Self::ImageCorrupt
-            | Self::ImagePlatformUnsupported
-            | Self::ImageUnsupported => StatusCode::BAD_REQUEST,
+            | Self::SessionPoolNotSupported => StatusCode::BAD_REQUEST,
+            Self::Image(code) => image_status(code),
             Self::Unauthorized => StatusCode::UNAUTHORIZED,
             Self::Forbidden => StatusCode::FORBIDDEN,
             Self::ResourceNotFound | Self::SessionPoolNotFound => StatusCode::NOT_FOUND,
             Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
             Self::SessionPoolNameInUse => StatusCode::CONFLICT,
-            Self::PayloadTooLarge | Self::ImageTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::PayloadTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::MaxConcurrentSessionsReached => StatusCode::TOO_MANY_REQUESTS,
-            Self::InternalError | Self::ImageStorageFailed | Self::ImageWorkerFailed => {
-                StatusCode::INTERNAL_SERVER_ERROR
-            }
+            Self::InternalError => StatusCode::INTERNAL_SERVER_ERROR,
             Self::SessionUnreachable => StatusCode::BAD_GATEWAY,
             Self::SessionStartFailed | Self::SessionPoolClosing => StatusCode::SERVICE_UNAVAILABLE,
             Self::SessionStartTimeout => StatusCode::GATEWAY_TIMEOUT,
         }
+    }
+}
+
+const fn image_status(code: ImageErrorCode) -> StatusCode {
+    use ImageErrorCode::*;
+    match code {
+        ImageNotFound | ImageCorrupt | ImagePlatformUnsupported | ImageUnsupported => {
+            StatusCode::BAD_REQUEST
+        }
+        ImageTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+        ImageStorageFailed | ImageWorkerFailed => StatusCode::INTERNAL_SERVER_ERROR,
     }
 }
 

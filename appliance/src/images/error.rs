@@ -33,7 +33,7 @@ pub enum ImageErrorCode {
 }
 
 impl ImageErrorCode {
-    pub fn as_str(self) -> &'static str {
+    pub const fn as_str(self) -> &'static str {
         match self {
             Self::ImageNotFound => "ImageNotFound",
             Self::ImageCorrupt => "ImageCorrupt",
