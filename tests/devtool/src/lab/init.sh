@@ -32,7 +32,9 @@ port() { # the device of the port named $1; the driver finds the ports shortly a
   done
 }
 output=$(port output) errors=$(port errors) logs=$(port logs) control=$(port control)
-exec 3>"$control"
+exec 3<>"$control"
+# Somebody has to take the heartbeats, or there would be no interrupt for the next one.
+cat <&3 >/dev/null &
 read -r uptime rest < /proc/uptime
 echo "up $uptime" >&3
 cd /root

@@ -19,6 +19,9 @@ use crate::children::{self, Tracked};
 const PORTS: [&str; 4] = ["output", "errors", "logs", "control"];
 /// How often a waiting lab looks whether the emulator has died: it is asked, since it reports nothing when it is killed.
 const DEATH_CHECK: Duration = Duration::from_millis(500);
+/// How often a lab is interrupted. QEMU's emulation of SVM now and then forgets to deliver a timer interrupt that is pending in the
+/// local APIC; a processor that halts then sleeps until the next interrupt of any device.
+const HEARTBEAT: Duration = Duration::from_secs(1);
 /// Between the command's exit and the end of the emulator: the logs of the lab are written in this time.
 const POWER_OFF_LIMIT: Duration = Duration::from_secs(60);
 /// Folders of earlier labs that are kept.
@@ -352,6 +355,9 @@ fn copy_unbuffered(mut stream: UnixStream, sink: &mut Sink) {
 
 fn follow_control(listener: &UnixListener, events: &Sender<Event>) {
     if let Ok((stream, _)) = listener.accept() {
+        if let Ok(stream) = stream.try_clone() {
+            thread::spawn(move || keep_awake(stream));
+        }
         for line in BufReader::new(stream).lines().map_while(Result::ok) {
             let event = match line.split_once(' ') {
                 Some(("up", _)) => Event::Up,
@@ -362,6 +368,13 @@ fn follow_control(listener: &UnixListener, events: &Sender<Event>) {
                 return;
             }
         }
+    }
+}
+
+/// Ends with the emulator, which then takes nothing any more.
+fn keep_awake(mut stream: UnixStream) {
+    while stream.write_all(b"\n").is_ok() {
+        thread::sleep(HEARTBEAT);
     }
 }
 
