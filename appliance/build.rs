@@ -1,4 +1,4 @@
-//! Hands the three guest artefacts to `src/guest.rs`, which embeds them.
+//! Hands the three guest artefacts to `src/guest.rs`, which embeds them, and asks the linker for a build id.
 //!
 //! It only looks where it is told to: no download, no build of its own, no search.
 
@@ -8,6 +8,9 @@ use std::process::ExitCode;
 const ARTEFACTS: [&str; 3] = ["vmlinux.zst", "initramfs.cpio.zst", "scratch.ext4.zst"];
 
 fn main() -> ExitCode {
+    // Goldens are good for the build that made them. Here and not in .cargo/config.toml, where RUSTFLAGS would
+    // silently win over it.
+    println!("cargo::rustc-link-arg=-Wl,--build-id=sha1");
     println!("cargo::rerun-if-env-changed=CABANA_GUEST_DIR");
     let Some(folder) = std::env::var_os("CABANA_GUEST_DIR") else {
         println!("cargo::error=CABANA_GUEST_DIR is not set: build inside the workspace");

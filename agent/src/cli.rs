@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 const USAGE: &str = "\
-Usage: agent --socket PATH [--root DIR] [--isolate]
+Usage: agent --socket PATH [--root DIR] [--isolate] [--cgroup DIR]
 
 Serves a worker's host socket at PATH and runs one container as an ordinary process.
 Prints \"listening on PATH\" when clients may connect. SIGTERM stops the container, SIGINT kills it.
@@ -13,6 +13,8 @@ In a guest the program is PID 1 and takes no arguments.
   --socket PATH  Unix socket to listen on; it must not exist
   --root DIR     the container's root directory (needs root; default: the whole file system)
   --isolate      with --root: namespaces, /proc, /sys and /dev of its own, as in a guest
+  --cgroup DIR   the container's control group, an empty directory of cgroup v2; without it, the
+                 container cannot be frozen
   --version      print the version
   --help         print this text";
 
@@ -20,6 +22,8 @@ In a guest the program is PID 1 and takes no arguments.
 pub const STAGE_ARGUMENT: &str = "--stage";
 /// Given to a stage that must make namespaces and mounts of its own.
 pub const ISOLATE_ARGUMENT: &str = "--isolate";
+/// Names the control group of a stage.
+pub const CGROUP_ARGUMENT: &str = "--cgroup";
 
 /// What the command line asks for.
 #[derive(Debug, PartialEq, Eq)]
@@ -48,6 +52,8 @@ pub struct StageOptions {
     pub root: Option<PathBuf>,
     /// Whether it gets namespaces and mounts of its own.
     pub isolate: bool,
+    /// The control group it runs in; `None` leaves it in the agent's own.
+    pub cgroup: Option<PathBuf>,
 }
 
 /// Why the command line is refused.
@@ -92,11 +98,15 @@ fn options(
     let mut container = StageOptions {
         root: None,
         isolate: false,
+        cgroup: None,
     };
     while let Some(argument) = arguments.next() {
         match argument.to_str() {
             Some("--socket") => socket = Some(value("--socket", &mut arguments)?),
             Some("--root") => container.root = Some(value("--root", &mut arguments)?),
+            Some(CGROUP_ARGUMENT) => {
+                container.cgroup = Some(value(CGROUP_ARGUMENT, &mut arguments)?);
+            }
             Some(ISOLATE_ARGUMENT) => container.isolate = true,
             _ => return Err(UsageError::Unknown(argument)),
         }
@@ -148,8 +158,9 @@ mod tests {
     }
 
     #[test]
-    fn root_and_isolate_reach_the_container() {
-        let Ok(Role::Process(options)) = parse(false, "--socket /s --root /r --isolate") else {
+    fn root_isolate_and_control_group_reach_the_container() {
+        let line = "--socket /s --root /r --isolate --cgroup /c";
+        let Ok(Role::Process(options)) = parse(false, line) else {
             panic!("not process mode");
         };
         assert_eq!(options.socket, PathBuf::from("/s"));
@@ -157,7 +168,8 @@ mod tests {
             options.container,
             StageOptions {
                 root: Some("/r".into()),
-                isolate: true
+                isolate: true,
+                cgroup: Some("/c".into()),
             }
         );
     }

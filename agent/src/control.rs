@@ -4,6 +4,12 @@
 //! another one is opened. What was queued and not wholly sent goes out on the new stream, after
 //! [`GuestMessage::Hello`] and everything the host must know about the container (started, ready,
 //! failed, ended), which is said again on every stream.
+//!
+//! A fork finds its stream reset, and nothing it is for can begin before the next one stands. So the
+//! first connect comes at once and not after a pause, and a refusal is answered with pauses that begin at one
+//! millisecond: a host that is about to listen does so within a few of them, and one that is not there for
+//! longer costs a try every two seconds. A stream that stands, or a connect that waits for the host
+//! to accept, has no timer at all.
 
 use std::collections::VecDeque;
 use std::io::{self, IoSlice};
@@ -24,7 +30,7 @@ const FRAMES_PER_WRITE: usize = 64;
 /// Bytes taken in by one read.
 const READ_BYTES: usize = 16 << 10;
 /// A connect that the host refuses is tried again after this, doubled each time.
-const FIRST_RETRY: Duration = Duration::from_millis(50);
+const FIRST_RETRY: Duration = Duration::from_millis(1);
 const LONGEST_RETRY: Duration = Duration::from_secs(2);
 
 /// The control stream and both its queues.
@@ -78,7 +84,12 @@ impl Queued {
             | GuestMessage::Ready
             | GuestMessage::Exited { .. }
             | GuestMessage::Failed { .. } => Kind::Lasting,
-            GuestMessage::Output { .. } | GuestMessage::Unknown => Kind::Passing,
+            // A snapshot lies between two streams: what was renewed and frozen on the one says nothing
+            // about the other.
+            GuestMessage::Renewed
+            | GuestMessage::Frozen
+            | GuestMessage::Output { .. }
+            | GuestMessage::Unknown => Kind::Passing,
         };
         let frame = frame::encode(message).expect("a line and a failure text are at most 16 KiB");
         Self { frame, kind }
@@ -161,11 +172,13 @@ impl Control {
         }
     }
 
-    /// Says hello on a stream that has not heard it, when there is one.
-    pub fn greet(&mut self) {
-        let Link::Up(up) = &mut self.link else { return };
+    /// Says hello on a stream that has not heard it, when there is one. Answers whether it did.
+    pub fn greet(&mut self) -> bool {
+        let Link::Up(up) = &mut self.link else {
+            return false;
+        };
         if up.greeted {
-            return;
+            return false;
         }
         up.greeted = true;
         let hello = GuestMessage::Hello {
@@ -179,6 +192,7 @@ impl Control {
         let hello = Queued::new(&hello);
         self.outbox_bytes += hello.frame.len();
         self.outbox.push_front(hello);
+        true
     }
 
     /// Queues a message. Answers whether there is room for more output behind it.

@@ -1,7 +1,7 @@
 //! The agent: the guest's first process, and the only program of ours in there.
 //!
 //! As PID 1 it mounts the disks, prepares a process for the container, says hello to the host and
-//! then does what the host tells it: start the container, forward its output, join streams to its
+//! then does what the host tells it: become a guest like no other, start the container, forward its output, join streams to its
 //! port, stop it, power off. As an ordinary process (`agent --socket PATH`) it does the same over
 //! a Unix socket and without a VM, so that everything above the VMM can be tested anywhere.
 //!
@@ -20,6 +20,7 @@ mod poller;
 mod proxy;
 mod ready;
 mod reaper;
+mod renew;
 mod supervisor;
 mod target;
 mod transport;

@@ -58,6 +58,12 @@ impl OutputPipe {
 
     /// Sends everything that was written until now, the last line even if it has no end.
     pub fn drain(&mut self, sink: &mut impl FnMut(GuestMessage)) {
+        self.catch_up(sink);
+        self.lines.finish(&mut emit(self.stream, sink));
+    }
+
+    /// Sends everything that was written until now, but for a line whose end is still to come.
+    pub fn catch_up(&mut self, sink: &mut impl FnMut(GuestMessage)) {
         let waiting = self.pipe.as_ref().map_or(Ok(0), rustix::io::ioctl_fionread);
         let mut left = usize::try_from(waiting.unwrap_or(0)).unwrap_or(usize::MAX);
         while left > 0 {
@@ -66,7 +72,6 @@ impl OutputPipe {
                 n => left -= n,
             }
         }
-        self.lines.finish(&mut emit(self.stream, sink));
     }
 
     /// How many bytes were read; 0 when there are none now, or never again.
@@ -215,6 +220,21 @@ mod tests {
             line: line.to_owned(),
         };
         assert_eq!(lines, [line("a"), line("b")]);
+    }
+
+    #[test]
+    fn catching_up_leaves_a_line_whole_that_has_no_end_yet() {
+        let (mut output, writer) = pipe();
+        let mut lines = Vec::new();
+        for text in ["a\nb", "c\n"] {
+            rustix::io::write(&writer, text.as_bytes()).unwrap();
+            output.catch_up(&mut |message| lines.push(message));
+        }
+        let line = |line: &str| GuestMessage::Output {
+            stream: Stream::Stdout,
+            line: line.to_owned(),
+        };
+        assert_eq!(lines, [line("a"), line("bc")]);
     }
 
     #[test]

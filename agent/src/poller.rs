@@ -36,6 +36,8 @@ pub enum Token {
     Output(Stream),
     /// The probe of the target port.
     Probe,
+    /// The container's control group changed state.
+    Freezer,
     /// The host's end of a joined stream.
     Client(u32),
     /// The container's end of a joined stream.
@@ -56,6 +58,7 @@ impl Token {
             Self::Probe => (8, 0),
             Self::Client(id) => (9, id),
             Self::Target(id) => (10, id),
+            Self::Freezer => (11, 0),
         };
         (kind << 32) | u64::from(id)
     }
@@ -74,6 +77,7 @@ impl Token {
             8 => Self::Probe,
             9 => Self::Client(id),
             10 => Self::Target(id),
+            11 => Self::Freezer,
             _ => return None,
         })
     }
@@ -123,6 +127,11 @@ impl Poller {
             token,
             EventFlags::IN | EventFlags::OUT | EventFlags::RDHUP | EventFlags::ET,
         )
+    }
+
+    /// Reports the token when the kernel has changed what the file holds, until it is read.
+    pub fn watch_changes(&self, fd: impl AsFd, token: Token) -> io::Result<()> {
+        self.add(fd, token, EventFlags::PRI)
     }
 
     /// Watches a descriptor that is watched already, under another token.
@@ -182,6 +191,7 @@ mod tests {
             Token::Probe,
             Token::Client(u32::MAX),
             Token::Target(0),
+            Token::Freezer,
         ] {
             assert_eq!(Token::decode(token.encode()), Some(token));
         }

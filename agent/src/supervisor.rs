@@ -1,19 +1,20 @@
 //! The loop that owns everything, and what the host is told when.
 //!
-//! The order of messages on the control stream: `Hello`, when the container's process is prepared; then, after
-//! `Start`, either `Started`, `Output`..., `Ready` once, and `Exited` behind the last output
-//! that was written before the end; or `Failed` and `Exited` with 125 (cannot be set up), 126 (not
-//! executable) or 127 (not found). After `Stop` comes `Exited`, unless nothing was ever started,
-//! and then the end of the stream.
+//! The order of messages on the control stream: `Hello`, when the container's process is prepared; `Renewed`
+//! after `Renew`, or `Failed` and nothing more; then, after `Start`, either `Started`, `Output`...,
+//! `Ready` once, and `Exited` behind the last output that was written before the end; or `Failed`
+//! and `Exited` with 125 (cannot be set up), 126 (not executable) or 127 (not found). After
+//! `Freeze` comes `Frozen`, behind all output that was written before, and then no output until
+//! `Renewed`. After `Stop` comes `Exited`, unless nothing was ever started, and then the end of the
+//! stream.
 
 use std::io;
 use std::time::{Duration, Instant};
 
-use wire::{ContainerSpec, GuestMessage, HostMessage, timing};
+use wire::{ContainerSpec, GuestMessage, HostMessage, Identity, timing};
 
 use crate::attempt::{Attempt, SetupError, chain};
 use crate::cli::ProcessOptions;
-use crate::clock;
 use crate::container::{Container, News};
 use crate::control::Control;
 use crate::host_socket::{HostSocket, Outcome};
@@ -21,6 +22,7 @@ use crate::poller::{Poller, Readiness, Token};
 use crate::proxy::Proxy;
 use crate::ready::Probe;
 use crate::reaper::{self, Reaped, SignalPipe};
+use crate::renew::Renewal;
 use crate::transport::Transport;
 
 /// How long the last messages may take to reach the host.
@@ -38,9 +40,10 @@ pub struct Supervisor {
     children: SignalPipe,
     terminate: Option<Terminate>,
     container: Result<Container, String>,
-    /// The guest's clock is ours to set.
-    owns_clock: bool,
+    renewal: Renewal,
     probe: Probe,
+    /// The host was told so, and the container has not ended.
+    is_ready: bool,
     proxy: Proxy,
     target_port: u16,
     /// `Some` after `Stop`.
@@ -120,8 +123,9 @@ impl Supervisor {
             children,
             terminate: None,
             container: container.map_err(|error| chain(&error)),
-            owns_clock: false,
+            renewal: Renewal::new(),
             probe: Probe::idle(),
+            is_ready: false,
             proxy: Proxy::new(),
             target_port: 0,
             stop: None,
@@ -136,9 +140,9 @@ impl Supervisor {
         Ok(supervisor)
     }
 
-    /// Lets `Start` set the clock of the machine.
-    pub fn own_the_clock(&mut self) {
-        self.owns_clock = true;
+    /// Lets `Renew` set the clock and the random numbers of the machine.
+    pub fn own_the_machine(&mut self) {
+        self.renewal.own_the_machine();
     }
 
     /// Serves until the host says stop and everything has stopped.
@@ -220,7 +224,14 @@ impl Supervisor {
             }
             Token::Probe => {
                 if self.probe.on_event(now, &self.poller) {
+                    self.is_ready = true;
                     self.control.send(&GuestMessage::Ready);
+                }
+            }
+            Token::Freezer => {
+                if let Ok(container) = &mut self.container {
+                    let frozen = container.on_freezer();
+                    self.tell_frozen(frozen);
                 }
             }
             Token::Client(id) => self.proxy.on_client(id, readiness),
@@ -272,6 +283,7 @@ impl Supervisor {
             News::Failed(message) => GuestMessage::Failed { message },
             News::Exited(exit) => {
                 self.probe.stop();
+                self.is_ready = false;
                 self.send_last_output();
                 GuestMessage::Exited { exit }
             }
@@ -306,12 +318,14 @@ impl Supervisor {
     /// Listens to the host, and says what there is to say.
     fn converse(&mut self, now: Instant) {
         let is_preparing = self.container.as_ref().is_ok_and(Container::is_preparing);
-        if !is_preparing {
-            self.control.greet();
+        if !is_preparing && self.control.greet() {
+            self.renewal.on_new_stream();
         }
         while let Some(message) = self.control.receive(now) {
             match message {
+                HostMessage::Renew(identity) => self.renew(&identity),
                 HostMessage::Start(spec) => self.start(&spec, now),
+                HostMessage::Freeze => self.freeze(),
                 HostMessage::Stop { grace_ms } => self.stop(Duration::from_millis(grace_ms), now),
                 HostMessage::Unknown => {}
             }
@@ -333,19 +347,55 @@ impl Supervisor {
     }
 
     fn start(&mut self, spec: &ContainerSpec, now: Instant) {
-        if self.owns_clock
-            && let Err(error) = clock::follow_host(spec.unix_time_ns)
-        {
-            return self.tell(News::Failed(format!("Cannot set the clock: {error}")), now);
-        }
-        self.target_port = spec.target_port;
-        let news = match &mut self.container {
-            Err(message) => Some(News::Failed(message.clone())),
-            Ok(container) => container.start(spec),
+        let news = match (self.renewal.hostname(), &mut self.container) {
+            (Err(message), _) => Some(News::Failed(message)),
+            (Ok(_), Err(message)) => Some(News::Failed(message.clone())),
+            (Ok(hostname), Ok(container)) => container.start(spec, hostname),
         };
-        if let Some(news) = news {
-            self.tell(news, now);
+        match news {
+            Some(news) => self.tell(news, now),
+            None => self.target_port = spec.target_port,
         }
+    }
+
+    fn renew(&mut self, identity: &Identity) {
+        let message = match self.renewal.renew(identity, &mut self.container) {
+            Ok(()) => GuestMessage::Renewed,
+            Err(message) => GuestMessage::Failed { message },
+        };
+        self.control.send(&message);
+    }
+
+    fn freeze(&mut self) {
+        match &mut self.container {
+            Ok(container) if self.is_ready => {
+                let frozen = container.freeze(&self.poller);
+                self.tell_frozen(frozen);
+            }
+            Ok(_) | Err(_) => {
+                let message = "A container is frozen when it is ready, and this one is not".into();
+                self.control.send(&GuestMessage::Failed { message });
+            }
+        }
+    }
+
+    /// What was written before goes first: in a snapshot it would be said again by every fork.
+    fn tell_frozen(&mut self, frozen: Result<bool, SetupError>) {
+        let message = match frozen {
+            Ok(false) => return,
+            Ok(true) => GuestMessage::Frozen,
+            Err(error) => GuestMessage::Failed {
+                message: chain(&error),
+            },
+        };
+        if let Ok(container) = &mut self.container {
+            for output in container.outputs() {
+                output.catch_up(&mut |message| {
+                    self.control.send(&message);
+                });
+            }
+        }
+        self.control.send(&message);
     }
 
     /// A second request can only shorten the grace.
@@ -379,5 +429,112 @@ impl Supervisor {
         let until = *self.farewell.get_or_insert_with(|| now + FAREWELL);
         let has_ended = self.control.say_goodbye();
         has_ended || until <= now
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::os::unix::net::UnixStream;
+    use std::path::Path;
+    use std::process::Command;
+    use std::sync::{Mutex, PoisonError};
+    use std::thread;
+
+    use super::*;
+    use crate::guest::random::tests::{Answer, fake_answers};
+    use crate::renew::tests::identity;
+    use rustix::process::Pid;
+
+    /// An agent reaps every child of its process, and so would those of an agent beside it.
+    static ALONE: Mutex<()> = Mutex::new(());
+
+    /// An agent that owns its machine, on a thread to which the kernel gives these answers.
+    fn serve(socket: &Path, container: Container, add: Answer, reseed: Answer) {
+        fake_answers(add, reseed);
+        let children = SignalPipe::new(&[libc::SIGCHLD]).unwrap();
+        let transport = Transport::Socket(HostSocket::bind(socket).unwrap());
+        let poller = Poller::new().unwrap();
+        let mut agent = Supervisor::new(poller, transport, children, Ok(container)).unwrap();
+        agent.own_the_machine();
+        agent.serve().unwrap();
+    }
+
+    fn connect(socket: &Path) -> UnixStream {
+        let mut stream = loop {
+            match UnixStream::connect(socket) {
+                Ok(stream) => break stream,
+                Err(_) => thread::yield_now(),
+            }
+        };
+        stream
+            .set_read_timeout(Some(Duration::from_secs(30)))
+            .unwrap();
+        stream.write_all(b"LISTEN 1024\n").unwrap();
+        let mut answer = [0; 8];
+        stream.read_exact(&mut answer).unwrap();
+        assert_eq!(&answer, b"OK 1024\n");
+        stream
+    }
+
+    /// What the agent answers to `Renew` and to the `Start` behind it, and what its stage heard.
+    fn answers(add: Answer, reseed: Answer) -> (Vec<GuestMessage>, Vec<u8>) {
+        let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+        let directory = tempfile::tempdir().unwrap();
+        let socket = directory.path().join("s");
+        let mut stage = Command::new("sleep").arg("1000").spawn().unwrap();
+        let (container, mut heard) = Container::prepared(Pid::from_child(&stage));
+        let at = socket.clone();
+        let agent = thread::spawn(move || serve(&at, container, add, reseed));
+        let mut host = connect(&socket);
+        let mut tell = |message| wire::write_frame(&mut host, &message).unwrap();
+        tell(HostMessage::Renew(Box::new(identity())));
+        tell(HostMessage::Start(Box::default()));
+        tell(HostMessage::Stop { grace_ms: 0 });
+        let mut said = Vec::new();
+        while let Ok(message) = wire::read_frame(&mut host) {
+            said.push(message);
+        }
+        drop(host);
+        agent.join().unwrap();
+        assert!(stage.wait().is_err(), "the agent reaped it");
+        let mut bytes = Vec::new();
+        heard.read_to_end(&mut bytes).unwrap();
+        (said, bytes)
+    }
+
+    #[test]
+    fn nothing_starts_in_a_guest_whose_random_numbers_could_not_be_renewed() {
+        for (add, reseed, which) in [
+            (Answer::Refused, Answer::Done, "RNDADDENTROPY"),
+            (Answer::Done, Answer::Refused, "RNDRESEEDCRNG"),
+        ] {
+            let (said, heard) = answers(add, reseed);
+            let [
+                GuestMessage::Hello { .. },
+                GuestMessage::Failed { message },
+                refused,
+            ] = said.as_slice()
+            else {
+                panic!("{said:?}");
+            };
+            assert!(message.contains(which), "{message}");
+            let message = message.clone();
+            assert_eq!(*refused, GuestMessage::Failed { message });
+            assert_eq!(heard, b"", "the container was told to start");
+        }
+    }
+
+    #[test]
+    fn guest_whose_random_numbers_were_renewed_starts_its_container() {
+        let (said, heard) = answers(Answer::Done, Answer::Done);
+        let [GuestMessage::Hello { .. }, GuestMessage::Renewed] = said.as_slice() else {
+            panic!("{said:?}");
+        };
+        let mut heard = heard.as_slice();
+        let spec: ContainerSpec = wire::read_frame(&mut heard).unwrap();
+        assert_eq!(spec, ContainerSpec::default());
+        let hostname: String = wire::read_frame(&mut heard).unwrap();
+        assert_eq!(hostname, identity().hostname);
     }
 }

@@ -6,12 +6,13 @@ use std::time::Duration;
 use anyhow::Context as _;
 use tokio::sync::watch;
 
+use crate::config::Checked;
 use crate::exit::{Exit, Failure};
 use crate::guest::Guest;
 use crate::warden::client::WardenClient;
 use crate::warden::protocol::{ApplianceSetup, Task};
-use crate::worker::{WorkerHost, process};
-use crate::{bench, images, privileges, service, telemetry};
+use crate::worker::{Settings, WorkerHost, process};
+use crate::{bench, golden, images, privileges, service, telemetry};
 
 /// How long the service may take to end once the warden is gone and its workers with it.
 const ORPHAN_LIMIT: Duration = Duration::from_secs(1);
@@ -21,13 +22,15 @@ pub fn run() -> Result<Exit, Failure> {
     let Some((socket, setup, fds)) = first else {
         return Ok(Exit::Ok);
     };
+    // Before privileges are dropped: the binary need not be readable for everybody.
+    let build_id = golden::Host::build_id();
     privileges::drop_to(setup.uid).map_err(|error| Failure::of(Exit::Internal, &error))?;
     telemetry::start();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
         .map_err(|error| Failure::of(Exit::Internal, &error))?;
-    let result = runtime.block_on(run_until_stopped(setup, socket, fds));
+    let result = runtime.block_on(run_until_stopped(setup, build_id, socket, fds));
     // Not waiting for blocking threads: the store has flushed what it has answered for.
     runtime.shutdown_timeout(ORPHAN_LIMIT);
     match result {
@@ -41,12 +44,13 @@ pub fn run() -> Result<Exit, Failure> {
 
 async fn run_until_stopped(
     setup: ApplianceSetup,
+    build_id: Option<String>,
     socket: OwnedFd,
     fds: Vec<OwnedFd>,
 ) -> anyhow::Result<Exit> {
     let warden = WardenClient::start(socket).context("Cannot use the warden's socket")?;
     let stop = warden.stop_requested();
-    let work = work(setup, fds, warden, stop.clone());
+    let work = work(setup, build_id, fds, warden, stop.clone());
     tokio::select! {
         result = work => result.map(|()| Exit::Ok),
         () = orphaned(stop) => Ok(Exit::Internal),
@@ -55,13 +59,16 @@ async fn run_until_stopped(
 
 async fn work(
     setup: ApplianceSetup,
+    build_id: Option<String>,
     fds: Vec<OwnedFd>,
     warden: WardenClient,
     stop: watch::Receiver<bool>,
 ) -> anyhow::Result<()> {
-    let ApplianceSetup { config, task, .. } = setup;
+    let ApplianceSetup {
+        config, cpu, task, ..
+    } = setup;
     let guest = tokio::task::spawn_blocking(Guest::unpack).await??;
-    let workers = WorkerHost::new(warden, guest, config.paths.clone())
+    let workers = WorkerHost::new(warden, guest, config.paths.clone(), settings(&config))
         .context("Cannot make the folder of the workers")?;
     match task {
         Task::Serve => {
@@ -77,12 +84,21 @@ async fn work(
                     listener: listener.into(),
                     workers,
                     images,
+                    host: golden::Host::new(build_id, cpu, Guest::packed()),
                 },
                 stop,
             )
             .await
         }
-        Task::BenchColdBoot { count, json } => bench::cold_boot(&workers, count, json).await,
+        Task::Bench(plan) => bench::run(&workers, &config.paths, plan).await,
+    }
+}
+
+fn settings(config: &Checked) -> Settings {
+    let count = |number| usize::try_from(number).unwrap_or(usize::MAX);
+    Settings {
+        spares: count(config.spare_workers),
+        parallel_starts: count(config.parallel_starts),
     }
 }
 

@@ -4,8 +4,9 @@
 //! descriptors: one copy per host, and no worker can change what the next one boots.
 
 use std::fs::File;
-use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::io::{self, Read, Seek};
 use std::os::fd::AsFd;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -15,8 +16,6 @@ static KERNEL: &[u8] = include_bytes!(concat!(env!("CABANA_GUEST_DIR"), "/vmlinu
 static INITRAMFS: &[u8] = include_bytes!(concat!(env!("CABANA_GUEST_DIR"), "/initramfs.cpio.zst"));
 static SCRATCH: &[u8] = include_bytes!(concat!(env!("CABANA_GUEST_DIR"), "/scratch.ext4.zst"));
 
-/// The size of a session's writable layer. Blocks are only taken when they are written.
-pub const DISK_BYTES: u64 = 8 << 30;
 /// What is looked at for zeros at a time; the block size of the file system.
 const BLOCK: usize = 4096;
 
@@ -30,6 +29,14 @@ pub enum GuestError {
     },
     #[error("Cannot make a disk in {folder}")]
     Disk { folder: String, source: io::Error },
+    #[error("Cannot write to a new disk")]
+    Fill { source: io::Error },
+}
+
+impl GuestError {
+    pub fn fill(source: io::Error) -> Self {
+        Self::Fill { source }
+    }
 }
 
 /// The unpacked artefacts. Cloning shares them.
@@ -61,6 +68,11 @@ impl Guest {
         })
     }
 
+    /// Kernel, initramfs and file system as they are embedded, to be told from others.
+    pub fn packed() -> [&'static [u8]; 3] {
+        [KERNEL, INITRAMFS, SCRATCH]
+    }
+
     pub fn kernel(&self) -> &File {
         &self.inner.kernel
     }
@@ -69,31 +81,31 @@ impl Guest {
         &self.inner.initramfs
     }
 
-    /// A new empty disk in `folder`. It has no name, so it is gone with its last descriptor.
-    pub fn new_disk(&self, folder: &Path) -> Result<File, GuestError> {
-        self.write_disk(folder).map_err(|source| GuestError::Disk {
-            folder: folder.display().to_string(),
-            source,
-        })
-    }
-
-    fn write_disk(&self, folder: &Path) -> io::Result<File> {
-        let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
-        let mut disk = match rustix::fs::open(folder, flags, Mode::RUSR | Mode::WUSR) {
-            Ok(disk) => File::from(disk),
-            // Some file systems (NFS, older overlayfs) have no nameless files.
-            Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::ISDIR) => {
-                tempfile::tempfile_in(folder)?
-            }
-            Err(error) => return Err(error.into()),
-        };
-        for (offset, bytes) in &self.inner.scratch {
-            disk.seek(SeekFrom::Start(*offset))?;
-            disk.write_all(bytes)?;
+    /// Makes a disk of `bytes` of an empty file: with a file system on it that its guest lets grow.
+    /// Blocks are only taken when they are written.
+    pub fn format_disk(&self, disk: &File, bytes: u64) -> Result<(), GuestError> {
+        for (offset, run) in &self.inner.scratch {
+            disk.write_all_at(run, *offset).map_err(GuestError::fill)?;
         }
-        disk.set_len(DISK_BYTES)?;
-        Ok(disk)
+        disk.set_len(bytes).map_err(GuestError::fill)
     }
+}
+
+/// An empty file in `folder`. It has no name, so it is gone with its last descriptor.
+pub fn nameless_disk(folder: &Path) -> Result<File, GuestError> {
+    let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+    let disk = match rustix::fs::open(folder, flags, Mode::RUSR | Mode::WUSR) {
+        Ok(disk) => Ok(File::from(disk)),
+        // Some file systems (NFS, older overlayfs) have no nameless files.
+        Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::ISDIR) => {
+            tempfile::tempfile_in(folder)
+        }
+        Err(error) => Err(error.into()),
+    };
+    disk.map_err(|source| GuestError::Disk {
+        folder: folder.display().to_string(),
+        source,
+    })
 }
 
 fn unpacking(what: &'static str) -> impl Fn(io::Error) -> GuestError {
@@ -140,6 +152,7 @@ fn extents(mut image: impl Read) -> io::Result<Vec<(u64, Vec<u8>)>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::io::Write;
     use std::os::unix::fs::MetadataExt;
 
     #[test]
@@ -172,16 +185,18 @@ mod tests {
     }
 
     #[test]
-    fn disk_has_its_full_size_takes_little_room_and_leaves_no_name() {
+    fn disk_has_the_size_asked_for_takes_little_room_and_leaves_no_name() {
         let folder = tempfile::tempdir().unwrap();
-        let disk = Guest::unpack().unwrap().new_disk(folder.path()).unwrap();
-        let metadata = disk.metadata().unwrap();
-        assert_eq!(metadata.len(), DISK_BYTES);
-        assert!(
-            metadata.blocks() * 512 < 64 << 20,
-            "{} blocks",
-            metadata.blocks()
-        );
+        let guest = Guest::unpack().unwrap();
+        for bytes in [1 << 30, 1 << 40] {
+            let disk = nameless_disk(folder.path()).unwrap();
+            assert_eq!(disk.metadata().unwrap().len(), 0);
+            guest.format_disk(&disk, bytes).unwrap();
+            let metadata = disk.metadata().unwrap();
+            assert_eq!(metadata.len(), bytes);
+            let taken = metadata.blocks() * 512;
+            assert!((1..64 << 20).contains(&taken), "{taken} bytes");
+        }
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
     }
 }

@@ -9,6 +9,7 @@ mod config;
 mod doctor;
 mod exit;
 mod front;
+mod golden;
 mod guest;
 mod images;
 mod pool;

@@ -1,35 +1,33 @@
 //! Puts the service together: store, pools, front door, administration socket. And takes it apart
 //! again in order.
 
-use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
 use hyper::body::Incoming;
-use tokio::net::{TcpListener, UnixStream};
-use tokio::sync::{mpsc, watch};
+use tokio::net::TcpListener;
+use tokio::sync::watch;
 
-use crate::admin::{self, Admin, Endpoints, ImageService, ImageSummary, ImportOrder, Rules};
+use crate::admin::{
+    self, Admin, Endpoints, GoldenService, GoldenSummary, ImageService, ImageSummary, ImportOrder,
+    Rules,
+};
 use crate::config::Checked;
 use crate::exit::chain;
 use crate::front::auth::Authority;
 use crate::front::refusal::{Code, Refusal};
 use crate::front::tls::{self, ServedCertificate};
 use crate::front::{Front, listener};
+use crate::golden::{self, Goldens, HostLauncher, defaults};
 use crate::images::{self, ImageError, ImageRecord};
-use crate::pool::container::{self, ImageDefaults};
-use crate::pool::launcher::{
-    BoxFuture, Guest, GuestEvent, Launched, Launcher, StartFailure, StartFailureCause, StartOrder,
-};
-use crate::pool::{FingerprintKey, Pools, Tools, unix_millis};
+use crate::pool::launcher::BoxFuture;
+use crate::pool::{FingerprintKey, Pools, Tools};
 use crate::store::{Records, SledStore, Store};
 use crate::warden::client::ImageJobError;
-use crate::worker::{
-    ConnectError, LaunchRequest, Worker, WorkerEvent, WorkerHost,
-    spec::{MAX_MEM_MIB, MAX_VCPUS},
-};
+use crate::worker::WorkerHost;
+use crate::worker::spec::{MAX_MEM_MIB, MAX_VCPUS};
 
 /// Every pool allows at least so much, as the cloud service does.
 const LEAST_MAX_CPUS: usize = 2;
@@ -37,8 +35,6 @@ const LEAST_MAX_CPUS: usize = 2;
 const STOP_MARGIN: Duration = Duration::from_secs(3);
 const RENEWAL_CHECK: Duration = Duration::from_secs(24 * 3600);
 const FINGERPRINT_KEY_BYTES: usize = 64;
-/// Events between a worker and the attendant of its slot.
-const EVENTS: usize = 16;
 
 /// What the service is made of.
 pub struct Context {
@@ -47,6 +43,7 @@ pub struct Context {
     pub listener: std::net::TcpListener,
     pub workers: WorkerHost,
     pub images: images::Cache,
+    pub host: golden::Host,
 }
 
 /// Serves until `shutdown` becomes true. Returns when requests are finished or cut, and every
@@ -57,6 +54,7 @@ pub async fn run(context: Context, shutdown: watch::Receiver<bool>) -> anyhow::R
         listener,
         workers,
         images,
+        host,
     } = context;
     // First: its lock tells whether another appliance serves from here.
     let records = open_store(&config).await?;
@@ -72,10 +70,12 @@ pub async fn run(context: Context, shutdown: watch::Receiver<bool>) -> anyhow::R
         .local_addr()
         .context("Cannot read the address of the listener")?
         .port();
+    let goldens = open_goldens(&config, host, &workers, &images).await?;
     let tools = Tools {
         launcher: Arc::new(HostLauncher {
-            workers: workers.clone(),
-            images: images.clone(),
+            machines: Arc::new(workers.clone()),
+            goldens: goldens.clone(),
+            fork_limit: config.start_timeout / 2,
         }),
         records,
         fingerprints,
@@ -92,6 +92,10 @@ pub async fn run(context: Context, shutdown: watch::Receiver<bool>) -> anyhow::R
     let admin = Arc::new(Admin {
         pools: pools.clone(),
         authority,
+        goldens: Arc::new(NamedGoldens {
+            goldens: goldens.clone(),
+            images: images.clone(),
+        }),
         images: Arc::new(CachedImages {
             cache: images,
             workers,
@@ -103,9 +107,15 @@ pub async fn run(context: Context, shutdown: watch::Receiver<bool>) -> anyhow::R
     let private = admin::bind(&config.paths.admin_socket)?;
     tracing::info!(listen = %config.listen, pools = pools.list().len(), "serving");
     let renewal = tokio::spawn(renew(certificate));
+    let mut closing = shutdown.clone();
     tokio::join!(
         listener::serve(public, tls, front, shutdown.clone()),
-        admin::serve(private, admin, shutdown)
+        admin::serve(private, admin, shutdown),
+        // At once: who waits for a golden is told that there will be none.
+        async {
+            listener::stopped(&mut closing).await;
+            goldens.close();
+        }
     );
     renewal.abort();
     // A client that comes now is told by the missing socket that nobody is there.
@@ -142,6 +152,26 @@ async fn open_fingerprints(records: &Records) -> anyhow::Result<FingerprintKey> 
         &records
             .ensure_key("identifier-fingerprint", || fresh)
             .await?,
+    ))
+}
+
+async fn open_goldens(
+    config: &Checked,
+    host: golden::Host,
+    workers: &WorkerHost,
+    images: &images::Cache,
+) -> anyhow::Result<Goldens> {
+    let (folder, of) = (config.paths.golden.clone(), host.clone());
+    let store = tokio::task::spawn_blocking(move || golden::Store::open(&folder, &of)).await?;
+    let builder = golden::Builder {
+        machines: Arc::new(workers.clone()),
+        store: store.context("Cannot open the goldens")?,
+        start_timeout: config.start_timeout,
+    };
+    let images = images.clone();
+    Ok(Goldens::new(
+        builder,
+        Arc::new(golden::Kitchen { images, host }),
     ))
 }
 
@@ -202,101 +232,34 @@ fn endpoints(config: &Checked, port: u16) -> Endpoints {
     }
 }
 
-/// Starts guests as workers.
-struct HostLauncher {
-    workers: WorkerHost,
+/// The goldens, with the names of their images.
+struct NamedGoldens {
+    goldens: Goldens,
     images: images::Cache,
 }
 
-impl Launcher for HostLauncher {
-    fn launch(&self, order: StartOrder) -> BoxFuture<'static, Result<Launched, StartFailure>> {
-        let (workers, images) = (self.workers.clone(), self.images.clone());
-        Box::pin(async move {
-            let failed =
-                |message: String| StartFailure::silent(StartFailureCause::Launch { message });
-            let request = launch_request(&order, &images).map_err(failed)?;
-            let (worker, events) = workers
-                .launch(request)
-                .await
-                .map_err(|error| failed(chain(&error)))?;
-            let guest = Arc::new(WorkerGuest(worker));
-            Ok(Launched {
-                guest,
-                events: translate(events),
-            })
-        })
-    }
-}
-
-fn launch_request(order: &StartOrder, images: &images::Cache) -> Result<LaunchRequest, String> {
-    let pool = &order.pool;
-    let image = images
-        .require(&pool.image_digest)
-        .map_err(|error| error.to_string())?;
-    let hostname = format!("session-{}", &order.worker.simple().to_string()[..12]);
-    let now_ns = unix_millis().saturating_mul(1_000_000);
-    let container = container::spec(&defaults(&image), pool, hostname, now_ns)
-        .map_err(|error| error.to_string())?;
-    let vcpus = pool.cpu_millis.div_ceil(1000);
-    Ok(LaunchRequest {
-        id: order.worker,
-        root_image: image.open_root().map_err(|error| error.to_string())?,
-        vcpus: u8::try_from(vcpus).map_err(|_| format!("{vcpus} vCPUs are too many"))?,
-        cpu_millis: pool.cpu_millis,
-        mem_mib: pool.mem_mib,
-        container,
-    })
-}
-
-struct WorkerGuest(Worker);
-
-impl Guest for WorkerGuest {
-    fn connect(&self) -> BoxFuture<'_, io::Result<UnixStream>> {
-        Box::pin(async {
-            self.0.connect().await.map_err(|error| match error {
-                ConnectError::Gone | ConnectError::Refused => {
-                    io::Error::new(io::ErrorKind::ConnectionRefused, error)
-                }
-                ConnectError::Socket(error) => error,
-            })
-        })
-    }
-
-    fn stop(&self) -> BoxFuture<'_, ()> {
-        Box::pin(self.0.stop(wire::timing::STOP_GRACE))
-    }
-
-    fn console_tail(&self) -> Vec<String> {
-        self.0.console_tail()
-    }
-}
-
-/// The worker's events in the pool's words; ends after `Gone`, like the worker's own.
-fn translate(mut events: mpsc::Receiver<WorkerEvent>) -> mpsc::Receiver<GuestEvent> {
-    let (sender, translated) = mpsc::channel(EVENTS);
-    tokio::spawn(async move {
-        while let Some(event) = events.recv().await {
-            let event = match event {
-                WorkerEvent::Ready => GuestEvent::Ready,
-                WorkerEvent::ContainerExited(exit) => GuestEvent::ContainerExited {
-                    how: exit.to_string(),
-                },
-                WorkerEvent::StartFailed { message } => GuestEvent::StartFailed { message },
-                WorkerEvent::Gone(exit) => GuestEvent::Gone {
-                    how: exit.to_string(),
-                },
-                WorkerEvent::Booted { elapsed, .. } => {
-                    tracing::debug!(?elapsed, "guest booted");
-                    continue;
-                }
-                WorkerEvent::Started => continue,
-            };
-            if sender.send(event).await.is_err() {
-                return;
+impl GoldenService for NamedGoldens {
+    fn list(&self) -> Vec<GoldenSummary> {
+        let named = |golden::Summary { golden, pools }: golden::Summary| {
+            let template = &golden.about.manifest.template;
+            let digest = template.root_image.clone();
+            let image = self.images.get(&digest);
+            GoldenSummary {
+                key: golden.key.to_string(),
+                fork_point: template.fork_point.to_string(),
+                image: image.map_or_else(|| digest.clone(), |image| image.name),
+                image_digest: digest,
+                vcpus: template.vcpus,
+                mem_mib: template.mem_mib,
+                disk_mib: u32::try_from(template.disk_bytes >> 20).unwrap_or(u32::MAX),
+                memory_bytes: golden.memory_bytes,
+                disk_bytes: golden.disk_bytes,
+                made_at_ms: golden.about.made_at_ms,
+                pools: pools.iter().map(ToString::to_string).collect(),
             }
-        }
-    });
-    translated
+        };
+        self.goldens.list().into_iter().map(named).collect()
+    }
 }
 
 /// The image cache, and image workers to fill it.
@@ -373,18 +336,6 @@ fn summary(image: ImageRecord) -> ImageSummary {
         root_image_bytes: image.root_image_bytes,
         warnings: image.warnings,
         defaults,
-    }
-}
-
-fn defaults(image: &ImageRecord) -> ImageDefaults {
-    let config = image.config.clone();
-    ImageDefaults {
-        entrypoint: config.entrypoint,
-        cmd: config.cmd,
-        env: config.env,
-        working_dir: config.working_dir,
-        user: config.user,
-        stop_signal: config.stop_signal.unwrap_or_default(),
     }
 }
 

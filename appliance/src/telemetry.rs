@@ -1,8 +1,12 @@
 //! Logs: lines on stderr, as text or as JSON. Never a token, an identifier or a payload.
 
+mod small;
+
 use std::io::IsTerminal;
 
 use tracing_subscriber::EnvFilter;
+
+pub use small::start_small;
 
 /// Filter in the syntax of `tracing_subscriber::EnvFilter`, for example `debug` or `cabana::pool=trace`.
 pub const FILTER_VARIABLE: &str = "CABANA_LOG";
@@ -22,9 +26,8 @@ pub fn start() {
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none());
-    let json = std::env::var(FORMAT_VARIABLE).is_ok_and(|format| format == "json");
     // A second start (tests in one process) keeps the first one's subscriber.
-    let _ = if json {
+    let _ = if is_json() {
         lines.json().try_init()
     } else {
         lines.try_init()
@@ -32,4 +35,8 @@ pub fn start() {
     if bad {
         tracing::warn!("{FILTER_VARIABLE} is not a log filter; using {DEFAULT_FILTER}");
     }
+}
+
+fn is_json() -> bool {
+    std::env::var(FORMAT_VARIABLE).is_ok_and(|format| format == "json")
 }

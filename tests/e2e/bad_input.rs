@@ -62,6 +62,12 @@ fn bad_flags_are_refused_in_one_line_that_names_them() {
         (with_port(&["--cpu", "-1"]), "--cpu"),
         (with_port(&["--memory", "0.5"]), "--memory"),
         (with_port(&["--max-sessions", "0"]), "--max-sessions"),
+        (with_port(&["--fork-point", "later"]), "--fork-point"),
+        (
+            with_port(&["--ephemeral-storage", "8"]),
+            "--ephemeral-storage",
+        ),
+        (vec!["golden", "inspect"], "FILE"),
         (
             with_port(&["--cooldown-period", "soon"]),
             "--cooldown-period",
@@ -88,6 +94,8 @@ fn bad_configuration_is_refused_by_key_before_anything_is_touched() {
         ("domain = \"-x.example\"", "domain"),
         ("min_cooldown_seconds = 0", "min_cooldown_seconds"),
         ("start_timeout_seconds = \"60\"", "start_timeout_seconds"),
+        ("spare_workers = 65", "spare_workers"),
+        ("parallel_starts = 0", "parallel_starts"),
         ("uid_base = 0", "uid_base"),
         ("listen = ", ":1:"),
         ("[listen]\n", "listen"),
@@ -228,12 +236,14 @@ fn bad_pool_settings_are_refused_and_make_no_pool(host: &TestAppliance) {
     }
     create("pool-x", "no-such-image", &[]).assert_refused(1, &["no-such-image"]);
     create("pool-x", "sha256:00", &[]).assert_refused(1, &["sha256:00"]);
-    let table: [(&[&str], &str); 5] = [
+    let table: [(&[&str], &str); 7] = [
         (&["--cooldown-period", "0"], "cooldown"),
         (&["--cooldown-period", "999999999"], "cooldown"),
         (&["--cpu", "1000"], "cpu"),
         (&["--memory", "1Mi"], "memory"),
         (&["--memory", "999999Gi"], "memory"),
+        (&["--ephemeral-storage", "0.5Gi"], "ephemeral"),
+        (&["--ephemeral-storage", "2000Gi"], "ephemeral"),
     ];
     for (flags, named) in table {
         let ran = create("pool-x", image, flags);

@@ -8,6 +8,11 @@ mod auth;
 mod bad_input;
 mod doctor;
 mod first_light;
+mod forks_clock;
+mod forks_golden;
+mod forks_many;
+mod forks_state;
+mod forks_unique;
 mod forwarding;
 mod guest_end;
 mod lifecycle;
@@ -25,6 +30,11 @@ fn main() -> ExitCode {
         forwarding::TESTS,
         guest_end::TESTS,
         real_image::TESTS,
+        forks_unique::TESTS,
+        forks_clock::TESTS,
+        forks_state::TESTS,
+        forks_golden::TESTS,
+        forks_many::TESTS,
         sources::TESTS,
         lifecycle::TESTS,
     ])

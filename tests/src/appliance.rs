@@ -13,6 +13,7 @@ use tempfile::TempDir;
 use tokio::runtime::Runtime;
 
 use crate::client::Client;
+use crate::golden::Golden;
 use crate::log::Log;
 use crate::pool::{Pool, PoolBuilder, Session};
 use crate::process::Process;
@@ -25,8 +26,13 @@ const START_LIMIT: Duration = Duration::from_secs(60);
 const STOP_LIMIT: Duration = Duration::from_secs(45);
 /// Longer than the guest gets for an orderly end (`wire::timing::HOST_KILL_AFTER`).
 const GONE_LIMIT: Duration = Duration::from_secs(30);
-/// A second is the least that the configuration takes; the tests have no five minutes.
-const CONFIG: &str = "min_cooldown_seconds = 1\n";
+/// Making a golden: a boot, a snapshot and a first fork, perhaps of two goldens at once.
+const GOLDEN_LIMIT: Duration = Duration::from_secs(90);
+/// A second is the least that the configuration takes; the tests have no five minutes. Workers that are made ahead
+/// come and go by themselves, and these tests look at everything that does: without them each session has one worker.
+const CONFIG: &str = "min_cooldown_seconds = 1\nspare_workers = 0\n";
+/// With everything as it is by default, spare workers among it.
+pub const WITH_SPARES: &str = "min_cooldown_seconds = 1\n";
 /// The pool whose one session all forwarding tests share: each boot takes seconds.
 const SHARED_POOL: &str = "shared";
 
@@ -222,12 +228,44 @@ impl TestAppliance {
         });
     }
 
-    /// The workers that run now, one per guest, without that of the shared session.
+    /// The workers that have a guest now, without that of the shared session.
     pub fn workers(&self) -> Vec<Process> {
         let idle = lock(&self.idle);
         let processes = process::tree(self.pid()).into_iter();
         processes
-            .filter(|process| process.role == "worker" && !idle.has(process))
+            .filter(|process| process.has_guest() && !idle.has(process))
+            .collect()
+    }
+
+    /// The workers that were made ahead and have no guest yet.
+    pub fn spares(&self) -> Vec<Process> {
+        let processes = process::tree(self.pid()).into_iter();
+        processes
+            .filter(|process| process.role == "worker" && !process.has_guest())
+            .collect()
+    }
+
+    /// The goldens that lie ready.
+    pub fn goldens(&self) -> Vec<Golden> {
+        Golden::all(self.root())
+    }
+
+    /// Waits until a golden has been made, from `position` of the log on.
+    #[track_caller]
+    pub fn wait_for_golden(&self, position: usize) {
+        self.wait_for_line(position, GOLDEN_LIMIT, "that a golden is made", |line| {
+            line.contains("golden made")
+        });
+    }
+
+    /// What the guests' kernels have written, by worker.
+    pub fn consoles(&self) -> Vec<String> {
+        let files = files_below(&self.root().join("run/cabana/workers"));
+        let consoles = files
+            .iter()
+            .filter(|file| file.extension().is_some_and(|extension| extension == "log"));
+        consoles
+            .map(|file| String::from_utf8_lossy(&fs::read(file).unwrap_or_default()).into_owned())
             .collect()
     }
 

@@ -17,8 +17,8 @@ use std::time::{Duration, Instant};
 use crate::appliance::{self, TestAppliance};
 use crate::artifacts;
 
-/// A test that takes longer hangs. Importing a distribution's image is the longest one.
-const TEST_LIMIT: Duration = Duration::from_secs(240);
+/// A test that takes longer hangs. Two hundred forks are the longest one.
+const TEST_LIMIT: Duration = Duration::from_secs(360);
 /// What the standard harness exits with after a failure.
 const FAILED: u8 = 101;
 /// The end of the shared appliance, which is a test too.

@@ -6,7 +6,7 @@
 //! - `pool`: pools and sessions as the tests see them.
 //! - `client`: HTTPS, HTTP/1.1 and HTTP/2, and the bare TLS stream for malformed requests.
 //! - `artifacts`: the binary and the images, named by the environment.
-//! - `process`, `traces`, `log`: what can be seen of the appliance on the host.
+//! - `process`, `traces`, `log`, `golden`: what can be seen of the appliance on the host.
 //!
 //! Nothing here sleeps: everything waits for an event, with a deadline that says what did not happen.
 
@@ -14,6 +14,7 @@ pub mod appliance;
 pub mod artifacts;
 pub mod cli;
 pub mod client;
+pub mod golden;
 pub mod harness;
 pub mod log;
 pub mod pool;
@@ -23,4 +24,5 @@ pub mod traces;
 pub use appliance::TestAppliance;
 pub use cli::Cli;
 pub use client::Client;
+pub use golden::Golden;
 pub use pool::{Pool, Session};

@@ -6,6 +6,7 @@ use hyper::http::request;
 use hyper::{Method, Request};
 use serde_json::{Value, json};
 
+use crate::cli::Ran;
 use crate::client::{Answer, Body, empty, full};
 use crate::{Client, TestAppliance};
 
@@ -54,6 +55,15 @@ impl<'a> PoolBuilder<'a> {
     }
 
     pub fn create(self) -> Pool<'a> {
+        let (host, name) = (self.host, self.name.clone());
+        let ran = self.run();
+        assert_eq!(ran.code, Some(0), "{ran:#?}");
+        host.pool_was_made(&name);
+        Pool { host, name }
+    }
+
+    /// For a pool that may be refused.
+    pub fn run(self) -> Ran {
         let Self {
             host,
             name,
@@ -73,9 +83,7 @@ impl<'a> PoolBuilder<'a> {
         default(&mut flags, "--memory", "0.5Gi");
         let mut arguments = vec!["sessionpool", "create", "--name", &name];
         arguments.extend(flags.iter().map(String::as_str));
-        host.cli().ok(&arguments);
-        host.pool_was_made(&name);
-        Pool { host, name }
+        host.cli().run(&arguments)
     }
 }
 
@@ -158,6 +166,14 @@ impl Session<'_> {
             .body(body)
             .expect("the parts of the request are well formed");
         self.host.block_on(self.send(request))
+    }
+
+    /// The text of a successful answer.
+    #[track_caller]
+    pub fn text(&self, path: &str) -> String {
+        let answer = self.get(path);
+        assert_eq!(answer.status, 200, "{path}: {answer:#?}");
+        answer.text()
     }
 
     /// What names the guest's boot, the same as long as it is the same guest.

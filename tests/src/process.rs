@@ -16,6 +16,9 @@ pub struct Process {
     pub pid: u32,
     /// Its subcommand: `serve`, `appliance`, `worker` or `image-worker`.
     pub role: String,
+    /// What it calls itself (`comm`, at most 15 bytes): a worker is `cabana:spare` until it has a guest, then
+    /// `cabana:worker`.
+    pub title: String,
     pub parent: u32,
     /// Names this process even when it is gone and its number is used again.
     pidfd: OwnedFd,
@@ -33,19 +36,21 @@ impl Process {
         let role = command.split(|byte| *byte == 0).nth(1).unwrap_or_default();
         let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
         // proc(5): state and parent follow the name, which may contain anything, in parentheses.
-        let parent = stat
-            .rsplit_once(')')?
-            .1
-            .split_whitespace()
-            .nth(1)?
-            .parse()
-            .ok()?;
+        let (name, rest) = stat.rsplit_once(')')?;
+        let title = name.split_once('(')?.1.to_owned();
+        let parent = rest.split_whitespace().nth(1)?.parse().ok()?;
         Some(Self {
             pid,
             role: String::from_utf8_lossy(role).into_owned(),
+            title,
             parent,
             pidfd,
         })
+    }
+
+    /// Whether it has a guest. A worker that has none waits for one.
+    pub fn has_guest(&self) -> bool {
+        self.role == "worker" && self.title == "cabana:worker"
     }
 
     pub fn kill(&self) {

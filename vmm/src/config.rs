@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::os::unix::net::UnixListener;
 
+use crate::machine::BlankMachine;
 use crate::memory::layout;
 
 /// Less does not hold the kernel and its first allocations.
@@ -17,7 +18,11 @@ pub const MAX_BLOCKS: usize = (layout::LAST_GSI - layout::VIRTIO_GSI + 1 - 2) as
 /// A disk. The first one is `/dev/vda`.
 #[derive(Debug)]
 pub struct BlockConfig {
+    /// Its length is the size of the disk.
     pub file: File,
+    /// What blocks that were never written read as; `file` then starts empty and sparse. Never written to. Beyond
+    /// its end the disk reads as zeros.
+    pub base: Option<File>,
     /// Enforced on the host: a write is refused whatever the guest was told.
     pub read_only: bool,
 }
@@ -25,8 +30,7 @@ pub struct BlockConfig {
 /// Everything [`crate::Vm::start`] needs.
 #[derive(Debug)]
 pub struct VmConfig {
-    /// Open `/dev/kvm`.
-    pub kvm: File,
+    pub machine: BlankMachine,
     /// A file of exactly `mem_mib` MiB of zeros, see [`crate::memory::create`].
     pub memory: File,
     pub mem_mib: u32,
@@ -54,6 +58,8 @@ pub enum ConfigError {
     Vcpus { vcpus: u8 },
     #[error("{count} disks are more than {MAX_BLOCKS}")]
     Blocks { count: usize },
+    #[error("Disk {index} has a base and is read-only; a base is for disks that are written")]
+    ReadOnlyBase { index: usize },
 }
 
 impl VmConfig {
@@ -67,11 +73,43 @@ impl VmConfig {
         if !(1..=MAX_VCPUS).contains(&self.vcpus) {
             return Err(ConfigError::Vcpus { vcpus: self.vcpus });
         }
-        if self.blocks.len() > MAX_BLOCKS {
-            return Err(ConfigError::Blocks {
-                count: self.blocks.len(),
-            });
-        }
-        Ok(())
+        check_blocks(&self.blocks)
+    }
+}
+
+/// What [`crate::Vm::restore`] needs. Numbers of vCPUs and MiB are in the state file.
+#[derive(Debug)]
+pub struct RestoreConfig {
+    pub machine: BlankMachine,
+    /// Written by [`crate::VmHandle::save`], as is `memory`. Both are only read, and both may be shared by any
+    /// number of guests.
+    pub state: File,
+    pub memory: File,
+    /// As many, as large and as writable as those of the guest that was saved.
+    pub blocks: Vec<BlockConfig>,
+    pub vsock: UnixListener,
+    pub console: File,
+    /// Written by [`crate::VmHandle::save_working_set`]: pages that are made ready before the guest asks for
+    /// them, one by one.
+    pub working_set: Option<File>,
+}
+
+impl RestoreConfig {
+    /// Checks what does not need the state file.
+    pub(crate) fn check(&self) -> Result<(), ConfigError> {
+        check_blocks(&self.blocks)
+    }
+}
+
+fn check_blocks(blocks: &[BlockConfig]) -> Result<(), ConfigError> {
+    if blocks.len() > MAX_BLOCKS {
+        return Err(ConfigError::Blocks {
+            count: blocks.len(),
+        });
+    }
+    let mut blocks = blocks.iter();
+    match blocks.position(|block| block.read_only && block.base.is_some()) {
+        Some(index) => Err(ConfigError::ReadOnlyBase { index }),
+        None => Ok(()),
     }
 }

@@ -1,8 +1,9 @@
 //! One microVM: memory, boot, devices, vCPUs. No HTTP, no async.
 //!
 //! [`Vm::start`] turns a [`VmConfig`], which is plain data and open files, into a running guest;
-//! [`Vm::wait`] tells how it ended. Nothing is opened by path. See README.md for the threat model and
-//! the boot sequence.
+//! [`VmHandle::save`] turns a paused one into files and [`Vm::restore`] these into a running guest;
+//! [`Vm::wait`] tells how it ended. Nothing is opened by path. See README.md for the threat model, the
+//! boot sequence and the restore sequence.
 //!
 //! | module | what it holds |
 //! | --- | --- |
@@ -10,19 +11,27 @@
 //! | [`boot`] | kernel, initramfs, command line, ACPI tables, 64-bit entry |
 //! | [`vcpu`] | one thread per processor: its state, its exits, its CPUID |
 //! | [`devices`] | what the guest finds on its buses |
+//! | [`snapshot`] | the state file of a saved guest |
 //! | [`vm`] | puts them together |
 //! | [`mod@probe`] | whether this host can run guests at all |
 
 pub mod boot;
 pub mod config;
 pub mod devices;
+mod irqchip;
 mod machine;
 pub mod memory;
 pub mod probe;
+pub mod snapshot;
+mod sparse;
 pub mod vcpu;
 pub mod vm;
 mod wiring;
 
-pub use config::{BlockConfig, ConfigError, VmConfig};
-pub use probe::{ProbeError, ProbeReport, probe};
-pub use vm::{GuestEnded, StartError, Vm, VmExit, VmHandle};
+pub use config::{BlockConfig, ConfigError, RestoreConfig, VmConfig};
+pub use machine::{BlankMachine, MachineError};
+pub use probe::{ProbeError, ProbeReport, cpu_description, probe};
+pub use vm::{
+    GuestEnded, RestoreError, RestoreSteps, SaveError, SnapshotFiles, StartError, Vm, VmExit,
+    VmHandle,
+};

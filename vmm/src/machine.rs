@@ -1,8 +1,10 @@
 //! The KVM side of a microVM: its descriptor, its memory, its interrupt controllers, its buses.
 
+use std::fmt;
 use std::fs::File;
 use std::io;
 use std::os::fd::{FromRawFd, IntoRawFd};
+use std::sync::{Arc, Mutex};
 
 use kvm_bindings::{
     KVM_API_VERSION, KVM_CAP_PMU_CAPABILITY, KVM_PMU_CAP_DISABLE, kvm_enable_cap,
@@ -11,8 +13,13 @@ use kvm_bindings::{
 use kvm_ioctls::{Cap, Kvm, MsrFilterDefaultAction, MsrFilterRange, MsrFilterRangeFlags, VmFd};
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 
+use crate::devices::serial::Serial;
+use crate::devices::virtio::mmio::MmioTransport;
 use crate::memory::{Memory, layout};
+use crate::vcpu::cpuid::Processor;
 use crate::vcpu::exit::Buses;
+use crate::vcpu::state::Registers;
+use crate::wiring::Wired;
 
 /// What KVM must be able to do. All of it is in every Linux since 4.12.
 pub const REQUIRED: [(Cap, &str); 8] = [
@@ -45,23 +52,78 @@ pub enum MachineError {
     },
 }
 
-/// What vCPU threads share. Fields drop in the order written, and the order matters: see `set_memory`.
+/// A KVM VM with interrupt controllers and no memory, device or vCPU: all that can be made before it is known
+/// which guest it is for. Made ahead, because the kernel takes its time for it.
+pub struct BlankMachine {
+    pub(crate) fd: VmFd,
+    pub(crate) processor: Processor,
+    pub(crate) registers: Registers,
+}
+
+impl BlankMachine {
+    /// `kvm` is an open `/dev/kvm`.
+    pub fn create(kvm: &File) -> Result<Self, MachineError> {
+        let refused = |what| move |source| MachineError::Refused { what, source };
+        let kvm = open(kvm)?;
+        let fd = create(&kvm)?;
+        Ok(Self {
+            processor: Processor::of(&kvm).map_err(refused("GET_SUPPORTED_CPUID"))?,
+            registers: Registers::of(&kvm, &fd).map_err(refused("GET_MSR_INDEX_LIST"))?,
+            fd,
+        })
+    }
+}
+
+impl fmt::Debug for BlankMachine {
+    fn fmt(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
+        to.debug_struct("BlankMachine").finish_non_exhaustive()
+    }
+}
+
+/// What all threads share. Fields drop in the order written, and the order matters: see `set_memory`.
 pub(crate) struct Machine {
     pub fd: VmFd,
     pub buses: Buses,
-    /// Never read here: it keeps the mapping for as long as `fd` can write to it.
-    _memory: Memory,
+    pub serial: Arc<Mutex<Serial>>,
+    /// In the order of their slots.
+    pub transports: Vec<Arc<Mutex<MmioTransport>>>,
+    pub processor: Processor,
+    pub registers: Registers,
+    /// It is here also to keep the mapping for as long as `fd` can write to it.
+    pub memory: Memory,
 }
 
 impl Machine {
-    /// Gives the memory to `vm` and keeps both together from here on.
-    pub fn new(vm: VmFd, buses: Buses, memory: Memory) -> Result<Self, MachineError> {
-        set_memory(&vm, &memory)?;
-        Ok(Self {
-            fd: vm,
-            buses,
-            _memory: memory,
-        })
+    /// Gives memory and devices to a VM and keeps all together from here on.
+    pub fn assemble(
+        blank: BlankMachine,
+        wired: Wired,
+        memory: Memory,
+    ) -> Result<Self, MachineError> {
+        let machine = Self {
+            fd: blank.fd,
+            buses: wired.buses,
+            serial: wired.serial,
+            transports: wired.transports,
+            processor: blank.processor,
+            registers: blank.registers,
+            memory,
+        };
+        set_memory(&machine.fd, &machine.memory)?;
+        Ok(machine)
+    }
+
+    /// Raises an edge on an interrupt line, at once. (An irqfd raises it a moment later.)
+    pub fn pulse(&self, gsi: u32) -> Result<(), MachineError> {
+        for level in [true, false] {
+            self.fd
+                .set_irq_line(gsi, level)
+                .map_err(|source| MachineError::Refused {
+                    what: "IRQ_LINE",
+                    source,
+                })?;
+        }
+        Ok(())
     }
 }
 
@@ -85,7 +147,7 @@ pub(crate) fn open(kvm: &File) -> Result<Kvm, MachineError> {
 
 /// Makes a VM with interrupt controllers and without performance counters. No PIT: the guest has the local
 /// APIC's timer and kvm-clock.
-pub(crate) fn create(kvm: &Kvm) -> Result<VmFd, MachineError> {
+fn create(kvm: &Kvm) -> Result<VmFd, MachineError> {
     let vm = create_bare(kvm)?;
     let refused = |what| move |source| MachineError::Refused { what, source };
     // Before the first vCPU, or KVM refuses. The identity map goes before the TSS (api.rst, 4.79).
@@ -163,7 +225,7 @@ pub(crate) fn set_memory(vm: &VmFd, memory: &Memory) -> Result<(), MachineError>
         // - Valid: `region` is a live mapping of exactly `region.len()` bytes.
         // - Outlived: the slot lives as long as the VM, which lives as long as `vm` or a vCPU of it is open.
         //   A vCPU thread closes its vCPU before its share of the `Machine`, and in `Machine` the field
-        //   `fd` drops before `_memory`. The probe keeps the same order in one function.
+        //   `fd` drops before `memory`. The probe keeps the same order in one function.
         // - Not aliased: the host reaches guest memory only through `vm-memory`'s volatile accesses; no
         //   reference into it is ever formed.
         // - Distinct: `layout::ram_ranges` gives ranges that do not overlap, and slots count up from 0.

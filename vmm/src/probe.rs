@@ -18,6 +18,7 @@ use vm_memory::{Bytes, GuestAddress};
 use crate::boot::long_mode;
 use crate::machine::{self, MachineError};
 use crate::memory::{self, Memory, MemoryError, layout};
+use crate::vcpu::cpuid::Processor;
 use crate::vcpu::kick::{self, Kickable};
 use crate::vcpu::run::internal_error;
 
@@ -85,6 +86,8 @@ pub enum ProbeError {
     Prepare { mode: Mode, source: io::Error },
     #[error("KVM cannot run a {mode} guest: {what}")]
     Guest { mode: Mode, what: String },
+    #[error("Cannot describe the processor")]
+    Describe { source: io::Error },
     #[error("KVM did not finish a {mode} guest of a few instructions in {seconds} s", seconds = DEADLINE.as_secs())]
     Deadline { mode: Mode },
 }
@@ -100,6 +103,40 @@ pub fn probe(kvm: &File) -> Result<ProbeReport, ProbeError> {
     let kvm = run_with_deadline(kvm, Mode::Real)?;
     run_with_deadline(kvm, Mode::Long)?;
     Ok(ProbeReport { max_vcpus })
+}
+
+/// What a guest is told of this processor, and how fast its counter runs: the same bytes on every core of a host
+/// and after every start of a process. A snapshot made under one description is of no use under another.
+pub fn cpu_description(kvm: &File) -> Result<Vec<u8>, ProbeError> {
+    let refused = |what| {
+        move |source| ProbeError::Kvm {
+            source: MachineError::Refused { what, source },
+        }
+    };
+    let kvm = machine::open(kvm).map_err(|source| ProbeError::Kvm { source })?;
+    let processor = Processor::of(&kvm).map_err(refused("GET_SUPPORTED_CPUID"))?;
+    let vm = machine::create_bare(&kvm).map_err(|source| ProbeError::Kvm { source })?;
+    let vcpu = vm.create_vcpu(0).map_err(refused("CREATE_VCPU"))?;
+    let tsc_khz = vcpu.get_tsc_khz().map_err(refused("GET_TSC_KHZ"))?;
+    let table = processor
+        .table(0, 1)
+        .map_err(|source| ProbeError::Describe { source })?;
+    let mut entries = table.as_slice().to_vec();
+    entries.sort_by_key(|entry| (entry.function, entry.index));
+    let mut description = tsc_khz.to_le_bytes().to_vec();
+    for entry in entries {
+        let numbers = [
+            entry.function,
+            entry.index,
+            entry.flags,
+            entry.eax,
+            entry.ebx,
+            entry.ecx,
+            entry.edx,
+        ];
+        description.extend(numbers.iter().flat_map(|number| number.to_le_bytes()));
+    }
+    Ok(description)
 }
 
 /// Runs one guest on a thread of its own and gives the descriptor back.

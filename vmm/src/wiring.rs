@@ -13,9 +13,10 @@ use vmm_sys_util::eventfd::EventFd;
 use crate::boot::acpi::VirtioSlot;
 use crate::config::BlockConfig;
 use crate::devices::bus::{Bus, BusDevice, BusError};
-use crate::devices::event_loop::{EventLoop, Stopper};
+use crate::devices::event_loop::EventLoop;
+use crate::devices::gate::{Ended, Gate};
 use crate::devices::power::{self, I8042, Power};
-use crate::devices::serial::{self, CONSOLE_LIMIT, Serial};
+use crate::devices::serial::{self, CONSOLE_LIMIT, Serial, SerialSaved};
 use crate::devices::virtio::VirtioDevice;
 use crate::devices::virtio::block::Block;
 use crate::devices::virtio::mmio::{self, MmioTransport};
@@ -44,68 +45,101 @@ pub enum WiringError {
         device: &'static str,
         source: kvm_ioctls::Error,
     },
+    #[error("No serial port can have the saved state; make the golden again")]
+    Serial,
 }
 
 /// The caller's half of the devices.
-pub(crate) struct Devices {
+pub(crate) struct Devices<'a> {
     pub blocks: Vec<BlockConfig>,
     pub vsock: UnixListener,
     pub console: File,
+    /// What the serial port goes on from, if the guest is a restored one.
+    pub serial: Option<&'a SerialSaved>,
 }
 
-/// Makes all devices. The slots returned are those that the guest has to be told of.
+/// Devices on their buses.
+pub(crate) struct Wired {
+    pub buses: Buses,
+    pub serial: Arc<Mutex<Serial>>,
+    /// In the order of their slots, see [`slot`].
+    pub transports: Vec<Arc<Mutex<MmioTransport>>>,
+}
+
+/// Where the transport of this number is, and its interrupt line.
+pub(crate) fn slot(number: usize) -> VirtioSlot {
+    VirtioSlot {
+        index: u8::try_from(number).expect("the number of disks is checked first"),
+    }
+}
+
+/// Makes all devices. The event loop is not running yet.
 pub(crate) fn connect(
     vm: &VmFd,
     memory: &Memory,
-    devices: Devices,
-) -> Result<(Buses, Vec<VirtioSlot>, EventLoop), WiringError> {
+    devices: Devices<'_>,
+) -> Result<(Wired, EventLoop), WiringError> {
     let make = |what| move |source| WiringError::Make { what, source };
-    let event_loop = EventLoop::new().map_err(make("the event loop"))?;
+    let mut event_loop = EventLoop::new().map_err(make("the event loop"))?;
     let mut wiring = Wiring {
         vm,
         memory,
+        event_loop: &mut event_loop,
         buses: Buses::default(),
-        slots: Vec::new(),
-        event_loop,
+        transports: Vec::new(),
     };
-    wiring.connect_ports(devices.console)?;
+    let serial = wiring.connect_ports(devices.console, devices.serial)?;
     // Disks first: their order is the order of their names in the guest.
     for block in devices.blocks {
-        let block = Block::new(block.file, block.read_only).map_err(make("a disk"))?;
+        let block = Block::new(block).map_err(make("a disk"))?;
         wiring.connect_virtio("a disk", Box::new(block))?;
     }
     let vsock = Vsock::new(GUEST_CID, devices.vsock).map_err(make("vsock"))?;
     wiring.connect_virtio("vsock", Box::new(vsock))?;
     wiring.connect_virtio("rng", Box::new(Rng::new()))?;
-    Ok((wiring.buses, wiring.slots, wiring.event_loop))
+    let wired = Wired {
+        buses: wiring.buses,
+        serial,
+        transports: wiring.transports,
+    };
+    Ok((wired, event_loop))
 }
 
 struct Wiring<'a> {
     vm: &'a VmFd,
     memory: &'a Memory,
+    event_loop: &'a mut EventLoop,
     buses: Buses,
-    slots: Vec<VirtioSlot>,
-    event_loop: EventLoop,
+    transports: Vec<Arc<Mutex<MmioTransport>>>,
 }
 
 impl Wiring<'_> {
-    fn connect_ports(&mut self, console: File) -> Result<(), WiringError> {
-        let irq = self.interrupt(layout::SERIAL_GSI, "the serial port")?;
+    fn connect_ports(
+        &mut self,
+        console: File,
+        saved: Option<&SerialSaved>,
+    ) -> Result<Arc<Mutex<Serial>>, WiringError> {
+        let irq = Some(self.interrupt(layout::SERIAL_GSI, "the serial port")?);
+        let serial = match saved {
+            None => Some(Serial::new(console, CONSOLE_LIMIT, irq)),
+            Some(saved) => Serial::restore(saved, console, CONSOLE_LIMIT, irq),
+        };
+        let serial = Arc::new(Mutex::new(serial.ok_or(WiringError::Serial)?));
         let power = Arc::clone(&self.buses.power);
         let ports = &mut self.buses.ports;
-        insert(
-            ports,
-            layout::SERIAL_PORT.into(),
-            serial::LEN,
-            Serial::new(console, CONSOLE_LIMIT, Some(irq)),
-        )?;
+        let bus = |source| WiringError::Bus { source };
+        let on_bus = Arc::clone(&serial);
+        ports
+            .insert(layout::SERIAL_PORT.into(), serial::LEN, on_bus)
+            .map_err(bus)?;
         insert(
             ports,
             layout::POWER_PORTS.into(),
             power::LEN,
             Power::new(Arc::clone(&power)),
         )?;
-        insert(ports, power::I8042_COMMAND_PORT, 1, I8042::new(power))
+        insert(ports, power::I8042_COMMAND_PORT, 1, I8042::new(power))?;
+        Ok(serial)
     }
 
     fn connect_virtio(
@@ -114,9 +148,7 @@ impl Wiring<'_> {
         device: Box<dyn VirtioDevice>,
     ) -> Result<(), WiringError> {
         let make = |source| WiringError::Make { what: name, source };
-        let slot = VirtioSlot {
-            index: u8::try_from(self.slots.len()).expect("checked by VmConfig::check"),
-        };
+        let slot = slot(self.transports.len());
         let base = u64::from(slot.base());
         let irq = self.interrupt(slot.gsi(), name)?;
         let transport = MmioTransport::new(device, self.memory.clone(), irq).map_err(make)?;
@@ -132,12 +164,12 @@ impl Wiring<'_> {
                 })?;
         }
         let transport = Arc::new(Mutex::new(transport));
-        MmioTransport::attach(&transport, &mut self.event_loop).map_err(make)?;
+        MmioTransport::attach(&transport, self.event_loop).map_err(make)?;
         self.buses
             .mmio
-            .insert(base, mmio::LEN, transport)
+            .insert(base, mmio::LEN, Arc::clone(&transport) as _)
             .map_err(|source| WiringError::Bus { source })?;
-        self.slots.push(slot);
+        self.transports.push(transport);
         Ok(())
     }
 
@@ -172,14 +204,14 @@ fn insert(
 
 /// The running event loop. Dropping it ends the thread and waits for that.
 pub(crate) struct DeviceThread {
-    stopper: Stopper,
+    gate: Gate,
     /// `None` only while dropping.
     thread: Option<JoinHandle<()>>,
 }
 
 impl DeviceThread {
     pub fn spawn(event_loop: EventLoop, exits: Sender<VmExit>) -> io::Result<Self> {
-        let stopper = event_loop.stopper()?;
+        let gate = event_loop.gate();
         let thread = std::thread::Builder::new()
             .name("devices".to_owned())
             .spawn(move || {
@@ -191,15 +223,26 @@ impl DeviceThread {
                 }
             })?;
         Ok(Self {
-            stopper,
+            gate,
             thread: Some(thread),
         })
     }
 }
 
+impl DeviceThread {
+    /// Waits until no device does anything. None does until it is unparked.
+    pub fn park(&self) -> Result<(), Ended> {
+        self.gate.park()
+    }
+
+    pub fn unpark(&self) -> Result<(), Ended> {
+        self.gate.unpark()
+    }
+}
+
 impl Drop for DeviceThread {
     fn drop(&mut self) {
-        self.stopper.stop();
+        self.gate.stop();
         if let Some(thread) = self.thread.take() {
             // A panic in the thread has been printed there; the machine goes away all the same.
             let _ = thread.join();

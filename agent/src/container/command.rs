@@ -32,11 +32,14 @@ pub fn environment(
     home: &str,
     hostname: &str,
 ) -> Result<Vec<(String, String)>, EnvironmentError> {
-    let mut pairs = vec![("PATH".to_owned(), DEFAULT_PATH.to_owned())];
-    if !hostname.is_empty() {
-        pairs.push(("HOSTNAME".to_owned(), hostname.to_owned()));
-    }
-    pairs.push(("HOME".to_owned(), home.to_owned()));
+    let defaults = [
+        ("PATH", DEFAULT_PATH),
+        ("HOSTNAME", hostname),
+        ("HOME", home),
+    ];
+    let mut pairs = defaults
+        .map(|(name, value)| (name.to_owned(), value.to_owned()))
+        .to_vec();
     for entry in entries {
         let (name, value) = entry
             .split_once('=')
@@ -138,7 +141,7 @@ mod tests {
 
     fn pairs(entries: &[&str]) -> Vec<(String, String)> {
         let entries: Vec<_> = entries.iter().map(|&entry| entry.to_owned()).collect();
-        environment(&entries, "/root", "").unwrap()
+        environment(&entries, "/root", "s1").unwrap()
     }
 
     fn pair(name: &str, value: &str) -> (String, String) {
@@ -146,10 +149,14 @@ mod tests {
     }
 
     #[test]
-    fn empty_environment_gets_path_and_home() {
+    fn empty_environment_gets_path_host_name_and_home() {
         assert_eq!(
             pairs(&[]),
-            [pair("PATH", DEFAULT_PATH), pair("HOME", "/root")]
+            [
+                pair("PATH", DEFAULT_PATH),
+                pair("HOSTNAME", "s1"),
+                pair("HOME", "/root")
+            ]
         );
     }
 
@@ -158,6 +165,7 @@ mod tests {
         let got = pairs(&["A=1", "HOME=/x", "A=2=3", "PATH=", "B="]);
         let expected = [
             pair("PATH", ""),
+            pair("HOSTNAME", "s1"),
             pair("HOME", "/x"),
             pair("A", "2=3"),
             pair("B", ""),

@@ -5,6 +5,8 @@
 
 mod command;
 pub mod exec;
+mod freezer;
+mod identity;
 pub mod root;
 mod signal;
 pub mod stage;
@@ -18,13 +20,15 @@ use std::process::{Command, Stdio};
 use rustix::io::{FdFlags, fcntl_setfd};
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{Pid, Signal};
-use wire::{ContainerSpec, Exit, Stream};
+use wire::{ContainerSpec, Exit, Identity, Stream};
 
 use crate::attempt::{Attempt, SetupError};
-use crate::cli::{ISOLATE_ARGUMENT, STAGE_ARGUMENT, StageOptions};
+use crate::cli::{CGROUP_ARGUMENT, ISOLATE_ARGUMENT, STAGE_ARGUMENT, StageOptions};
 use crate::output::OutputPipe;
 use crate::poller::{Poller, Token};
 use crate::reaper;
+use freezer::Freezer;
+use identity::View;
 
 /// A failure text longer than this is cut.
 const MAX_FAILURE_BYTES: u64 = 8 << 10;
@@ -36,6 +40,10 @@ pub struct Container {
     /// To the stage; closed by `exec`.
     channel: UnixStream,
     isolated: bool,
+    /// Where an isolated container sees who its guest is; there once it is prepared.
+    view: Option<View>,
+    /// `None` when it has no control group of its own.
+    freezer: Option<Freezer>,
     stop_signal: Signal,
     /// Why it will not start.
     failure: Option<String>,
@@ -87,6 +95,9 @@ impl Container {
         if let Some(root) = &options.root {
             command.arg("--root").arg(root);
         }
+        if let Some(cgroup) = &options.cgroup {
+            command.arg(CGROUP_ARGUMENT).arg(cgroup);
+        }
         let child = if options.isolate {
             command.arg(ISOLATE_ARGUMENT);
             exec::spawn_in_new_pid_namespace(&mut command)
@@ -106,6 +117,8 @@ impl Container {
             pid: Pid::from_child(&child),
             channel,
             isolated: options.isolate,
+            view: None,
+            freezer: options.cgroup.clone().map(Freezer::new),
             stop_signal: Signal::TERM,
             failure: None,
             stdout: OutputPipe::new(Stream::Stdout, stdout),
@@ -143,8 +156,38 @@ impl Container {
         [&mut self.stdout, &mut self.stderr]
     }
 
+    /// Why it will not start, or did not.
+    pub fn failure(&self) -> Option<&str> {
+        self.failure.as_deref()
+    }
+
+    /// Gives it the names of its guest, whether it runs already or not. Without isolation there is
+    /// nothing that it does not share with the machine.
+    pub fn set_identity(&self, identity: &Identity) -> Result<(), SetupError> {
+        self.view.as_ref().map_or(Ok(()), |view| view.set(identity))
+    }
+
+    /// Begins to freeze it. Answers whether everything in it has stopped already; if not,
+    /// [`Container::on_freezer`] will say so.
+    pub fn freeze(&mut self, poller: &Poller) -> Result<bool, SetupError> {
+        match &mut self.freezer {
+            Some(freezer) => freezer.freeze(poller),
+            None => Err(io::Error::from(io::ErrorKind::Unsupported))
+                .attempt(|| "freeze a container that has no control group".into()),
+        }
+    }
+
+    /// Whether everything in it has just stopped.
+    pub fn on_freezer(&mut self) -> Result<bool, SetupError> {
+        self.freezer.as_mut().map_or(Ok(false), Freezer::on_event)
+    }
+
+    pub fn thaw(&mut self) -> Result<(), SetupError> {
+        self.freezer.as_mut().map_or(Ok(()), Freezer::thaw)
+    }
+
     /// Tells the stage what to become.
-    pub fn start(&mut self, spec: &ContainerSpec) -> Option<News> {
+    pub fn start(&mut self, spec: &ContainerSpec, hostname: &str) -> Option<News> {
         if self.phase != Phase::Prepared {
             let started = || "The container was started before".to_owned();
             return Some(News::Failed(self.failure.clone().unwrap_or_else(started)));
@@ -154,7 +197,7 @@ impl Container {
             return Some(self.fail(format!("Unknown stop signal {:?}", spec.stop_signal)));
         };
         self.stop_signal = stop_signal;
-        if let Err(error) = self.send(spec) {
+        if let Err(error) = self.send(spec, hostname) {
             self.kill();
             return Some(self.fail(format!("Cannot tell the container's process: {error}")));
         }
@@ -163,10 +206,11 @@ impl Container {
     }
 
     /// The stage reads at once and to the end, so this may block.
-    fn send(&mut self, spec: &ContainerSpec) -> io::Result<()> {
-        let frame = wire::frame::encode(spec).map_err(io::Error::other)?;
+    fn send(&mut self, spec: &ContainerSpec, hostname: &str) -> io::Result<()> {
+        let mut frames = wire::frame::encode(spec).map_err(io::Error::other)?;
+        frames.extend(wire::frame::encode(&hostname).map_err(io::Error::other)?);
         self.channel.set_nonblocking(false)?;
-        self.channel.write_all(&frame)?;
+        self.channel.write_all(&frames)?;
         self.channel.set_nonblocking(true)
     }
 
@@ -179,10 +223,14 @@ impl Container {
     /// The stage says something, or has closed the channel.
     pub fn on_stage(&mut self) -> Option<News> {
         if self.phase == Phase::Preparing {
-            let mut byte = [0];
-            match self.channel.read(&mut byte) {
-                Ok(1) if byte[0] == stage::PREPARED => self.phase = Phase::Prepared,
-                Ok(1) => return Some(self.read_failure()),
+            match View::receive(&self.channel) {
+                Ok(Some((stage::PREPARED, view))) if view.is_some() == self.isolated => {
+                    self.view = view;
+                    self.phase = Phase::Prepared;
+                }
+                Ok(Some((code, None))) if code != stage::PREPARED => {
+                    return Some(self.read_failure());
+                }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return None,
                 Ok(_) | Err(_) => return Some(self.fail("The container's process ended".into())),
             }
@@ -243,9 +291,11 @@ impl Container {
         exit.map(News::Exited)
     }
 
-    /// Asks it to end. What has not started is ended at once.
+    /// Asks it to end. What has not started or is frozen is ended at once: the one has nothing to finish,
+    /// and the other may not run.
     pub fn stop(&mut self) {
         match self.phase {
+            Phase::Running if self.freezer.as_ref().is_some_and(Freezer::is_on) => self.kill(),
             Phase::Running
                 if self.isolated && signal::is_lost_on_init(self.pid, self.stop_signal) =>
             {
@@ -282,4 +332,28 @@ fn output_pipe() -> Result<(OwnedFd, OwnedFd), SetupError> {
         Ok((reader, writer))
     };
     make().attempt(|| "make a pipe".into())
+}
+
+#[cfg(test)]
+impl Container {
+    /// One whose stage is `pid` and waits to be told what to become, at the other end of the
+    /// channel that comes with it.
+    pub fn prepared(pid: Pid) -> (Self, UnixStream) {
+        let (channel, theirs) = UnixStream::pair().unwrap();
+        channel.set_nonblocking(true).unwrap();
+        let output = |stream| OutputPipe::new(stream, output_pipe().unwrap().0);
+        let container = Self {
+            phase: Phase::Prepared,
+            pid,
+            channel,
+            isolated: false,
+            view: None,
+            freezer: None,
+            stop_signal: Signal::TERM,
+            failure: None,
+            stdout: output(Stream::Stdout),
+            stderr: output(Stream::Stderr),
+        };
+        (container, theirs)
+    }
 }

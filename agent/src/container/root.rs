@@ -15,9 +15,6 @@ use rustix::mount::{
 use super::exec;
 use crate::attempt::{Attempt, SetupError};
 
-/// The control group of the container, below the root of the hierarchy.
-pub const CGROUP: &str = "/sys/fs/cgroup/container";
-
 /// Character devices: name, major, minor. From the kernel's `Documentation/admin-guide/devices.txt`.
 const DEVICES: [(&str, u32, u32); 6] = [
     ("null", 1, 3),
@@ -37,13 +34,9 @@ const LINKS: [(&str, &str); 5] = [
 ];
 
 /// Puts the calling process, which is PID 1 of its namespace, into its own mounts with `root` as
-/// the root directory, and into the container's control group where there is one.
+/// the root directory. The control group that it is in becomes the root of what it sees of them.
 pub fn enter(root: &Path) -> Result<(), SetupError> {
     let has_fuse = Path::new("/dev/fuse").exists();
-    if Path::new(CGROUP).is_dir() {
-        // "0" is the writer itself. Before the namespace is made, whose root this becomes.
-        fs::write(format!("{CGROUP}/cgroup.procs"), "0").attempt(|| format!("enter {CGROUP}"))?;
-    }
     exec::unshare_all_but_pid_and_network().attempt(|| "make namespaces".into())?;
     pivot(root)?;
     mount_kernel_file_systems()?;
@@ -127,29 +120,17 @@ fn make_devices(has_fuse: bool) -> Result<(), SetupError> {
     Ok(())
 }
 
-/// Writes the files that a runtime and not an image provides.
-///
-/// The host's name and addresses are always ours: an image that carries those of the machine it
-/// was built on would not find its own name. `/etc/resolv.conf` is made when the image has none.
-pub fn write_network_files(hostname: &str) -> Result<(), SetupError> {
-    fs::create_dir_all("/etc").attempt(|| "make the directory /etc".into())?;
-    if !hostname.is_empty() {
-        replace("/etc/hostname", &format!("{hostname}\n"))?;
-    }
-    replace("/etc/hosts", &hosts(hostname))?;
+/// Writes `/etc/resolv.conf` when the image has none. The files with the guest's names are not
+/// written here but from outside, see [`super::identity`].
+pub fn ensure_resolver_file() -> Result<(), SetupError> {
     if fs::metadata("/etc/resolv.conf").is_ok_and(|file| file.len() > 0) {
         return Ok(());
     }
+    fs::create_dir_all("/etc").attempt(|| "make the directory /etc".into())?;
     replace(
         "/etc/resolv.conf",
         "# There is no name server: this session has no network.\n",
     )
-}
-
-fn hosts(hostname: &str) -> String {
-    let names = format!("localhost {hostname}");
-    let names = names.trim_end();
-    format!("127.0.0.1\t{names}\n::1\t{names} ip6-localhost ip6-loopback\n")
 }
 
 /// A link is replaced and not followed: `/etc/resolv.conf` often points to a file that does not
@@ -160,16 +141,4 @@ fn replace(path: &str, text: &str) -> Result<(), SetupError> {
         _ => fs::write(path, text),
     }
     .attempt(|| format!("write {path}"))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn host_finds_its_own_name_on_loopback() {
-        let expected = "127.0.0.1\tlocalhost s1\n::1\tlocalhost s1 ip6-localhost ip6-loopback\n";
-        assert_eq!(hosts("s1"), expected);
-        assert!(hosts("").starts_with("127.0.0.1\tlocalhost\n"));
-    }
 }

@@ -1,13 +1,14 @@
 //! The stage: this program once more, as the process that becomes the container.
 //!
 //! It is started before anybody asks for a container, does everything that does not depend on one
-//! (namespaces, mounts), says so and waits. `Start` then costs only what is left: user,
+//! (control group, namespaces, mounts), says so and waits. `Start` then costs only what is left: user,
 //! environment, `execve`. And it has one thread and nothing to share, so that this is ordinary
 //! code and not the narrow kind that may run between `fork` and `exec`.
 //!
-//! Its standard input is a socket to the agent. The stage sends one zero byte when it is prepared,
-//! and reads one frame, the [`ContainerSpec`]. If the container starts, `exec` closes the socket;
-//! if not, one byte, an exit code as in a shell, and a text come first.
+//! Its standard input is a socket to the agent. The stage sends one zero byte when it is prepared, with
+//! an isolated container's [`View`], and reads two frames, the [`ContainerSpec`] and the host name. If the
+//! container starts, `exec` closes the socket; if not, one byte, an exit code as in a shell, and a
+//! text come first.
 
 use std::convert::Infallible;
 use std::ffi::CString;
@@ -24,6 +25,7 @@ use rustix::io::Errno;
 use rustix::process::{Gid, Resource, Rlimit, Signal, Uid};
 use wire::{ContainerSpec, FrameError};
 
+use super::identity::View;
 use super::{command, exec, root, user};
 use crate::attempt::{Attempt, SetupError, chain};
 use crate::cli::StageOptions;
@@ -92,24 +94,33 @@ enum Never {
 }
 
 fn become_container(options: &StageOptions, channel: &mut UnixStream) -> Result<Never, Failure> {
-    prepare(options)?;
-    if channel.write_all(&[PREPARED]).is_err() {
+    let sent = match prepare(options)? {
+        Some(view) => view.send(channel, PREPARED),
+        None => channel.write_all(&[PREPARED]),
+    };
+    if sent.is_err() {
         return Ok(Never::AgentGone);
     }
-    let spec: ContainerSpec = match wire::read_frame(channel) {
-        Ok(spec) => spec,
+    let read = wire::read_frame(channel).and_then(|spec| Ok((spec, wire::read_frame(channel)?)));
+    let (spec, hostname): (ContainerSpec, String) = match read {
+        Ok(read) => read,
         Err(FrameError::Closed | FrameError::Stream(_)) => return Ok(Never::AgentGone),
         Err(error) => return Err(Failure::set_up(&error)),
     };
-    match launch(&spec, options) {
+    match launch(&spec, &hostname, options) {
         Ok(never) => match never {},
         Err(failure) => Err(failure),
     }
 }
 
-/// All that does not depend on the container.
-fn prepare(options: &StageOptions) -> Result<(), SetupError> {
+/// All that does not depend on the container. Answers what an isolated one will see.
+fn prepare(options: &StageOptions) -> Result<Option<View>, SetupError> {
     rustix::process::umask(Mode::from_raw_mode(0o022));
+    if let Some(cgroup) = &options.cgroup {
+        // "0" is the writer itself.
+        let path = cgroup.join("cgroup.procs");
+        fs::write(&path, "0").attempt(|| format!("write to {}", path.display()))?;
+    }
     match &options.root {
         Some(directory) if options.isolate => root::enter(directory)?,
         Some(directory) => {
@@ -120,24 +131,24 @@ fn prepare(options: &StageOptions) -> Result<(), SetupError> {
         None => {}
     }
     rustix::process::setsid().attempt(|| "make a session".into())?;
-    Ok(())
+    options.isolate.then(View::open).transpose()
 }
 
 /// Becomes the container.
-fn launch(spec: &ContainerSpec, options: &StageOptions) -> Result<Infallible, Failure> {
+fn launch(
+    spec: &ContainerSpec,
+    hostname: &str,
+    options: &StageOptions,
+) -> Result<Infallible, Failure> {
     if options.isolate {
-        if !spec.hostname.is_empty() {
-            rustix::system::sethostname(spec.hostname.as_bytes())
-                .attempt(|| format!("set the host name to {}", spec.hostname))?;
-        }
-        root::write_network_files(&spec.hostname)?;
+        root::ensure_resolver_file()?;
         set_limits()?;
     }
     let user = user::find(&wanted_user(&spec.user))
         .attempt(|| "read /etc/passwd and /etc/group".into())?
         .map_err(|error| Failure::set_up(&error))?;
     let environment =
-        command::environment(&spec.env, &user.home, &spec.hostname).map_err(|error| Failure {
+        command::environment(&spec.env, &user.home, hostname).map_err(|error| Failure {
             code: CANNOT_START,
             message: format!("Cannot start: {error}"),
         })?;

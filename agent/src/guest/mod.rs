@@ -4,6 +4,7 @@ mod disk;
 mod mounts;
 mod net;
 mod poweroff;
+pub mod random;
 
 use std::process::ExitCode;
 
@@ -37,7 +38,7 @@ fn serve() -> Result<(), SetupError> {
         eprintln!("agent: {}", chain(error));
     }
     let mut supervisor = Supervisor::new(poller, Transport::vsock()?, children, container)?;
-    supervisor.own_the_clock();
+    supervisor.own_the_machine();
     supervisor.serve().attempt(|| "wait for events".into())
 }
 
@@ -50,5 +51,6 @@ fn prepare() -> Result<StageOptions, SetupError> {
     Ok(StageOptions {
         root: Some(disk::CONTAINER_ROOT.into()),
         isolate: true,
+        cgroup: Some(mounts::CONTAINER_CGROUP.into()),
     })
 }

@@ -6,10 +6,11 @@ use rustix::mount::{MountFlags, mount, mount_move};
 
 use super::disk;
 use crate::attempt::{Attempt, SetupError};
-use crate::container::root::CGROUP;
 
 const BASE: &str = "/base";
 const CGROUP_ROOT: &str = "/sys/fs/cgroup";
+/// The control group of the container.
+pub const CONTAINER_CGROUP: &str = "/sys/fs/cgroup/container";
 
 /// Moves from the initramfs to a tmpfs. `pivot_root`, with which a container leaves the agent's
 /// files behind, does not work on an initramfs (Documentation/filesystems/ramfs-rootfs-initramfs.rst).
@@ -63,7 +64,8 @@ pub fn mount_kernel_file_systems() -> Result<(), SetupError> {
 
 /// The container's control group, with every controller that the kernel has handed down to it.
 pub fn make_cgroup() -> Result<(), SetupError> {
-    fs::create_dir(CGROUP).attempt(|| format!("make the control group {CGROUP}"))?;
+    fs::create_dir(CONTAINER_CGROUP)
+        .attempt(|| format!("make the control group {CONTAINER_CGROUP}"))?;
     let list = format!("{CGROUP_ROOT}/cgroup.controllers");
     let controllers = fs::read_to_string(&list).attempt(|| format!("read {list}"))?;
     let switch = format!("{CGROUP_ROOT}/cgroup.subtree_control");

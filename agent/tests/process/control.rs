@@ -7,8 +7,8 @@ use crate::harness::{Agent, Control, DEADLINE, idle, listener, shell};
 #[test]
 fn unknown_message_is_ignored() {
     let agent = Agent::start();
-    let mut control = agent.greeted();
-    let body = br#"{"type":"freeze","depth":3}"#;
+    let mut control = agent.renewed();
+    let body = br#"{"type":"cloned","depth":3}"#;
     control.stream.write_all(&27_u32.to_le_bytes()).unwrap();
     control.stream.write_all(body).unwrap();
     control.send(&wire::HostMessage::Start(Box::new(shell("exit 2"))));
@@ -68,7 +68,7 @@ fn frame_above_the_limit_closes_the_stream_and_nothing_else() {
 #[test]
 fn frame_that_arrives_byte_by_byte_is_understood() {
     let agent = Agent::start();
-    let mut control = agent.greeted();
+    let mut control = agent.renewed();
     let start = wire::HostMessage::Start(Box::new(shell("exit 1")));
     for byte in wire::frame::encode(&start).unwrap() {
         control.stream.write_all(&[byte]).unwrap();

@@ -8,7 +8,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
-use wire::{ContainerSpec, Exit, FrameError, GuestMessage, HostMessage, Stream, port};
+use wire::{ContainerSpec, Exit, FrameError, GuestMessage, HostMessage, Identity, Stream, port};
 
 /// Nothing in these tests takes as long on a machine that works.
 pub const DEADLINE: Duration = Duration::from_secs(30);
@@ -82,7 +82,7 @@ impl Agent {
         Control { stream }
     }
 
-    /// The control stream of an agent that is ready for `Start`.
+    /// The control stream of an agent that is ready for `Renew`.
     pub fn greeted(&self) -> Control {
         let mut control = self.control();
         let hello = control.next();
@@ -99,16 +99,16 @@ impl Agent {
         control
     }
 
+    /// The control stream of an agent that is ready for `Start`.
+    pub fn renewed(&self) -> Control {
+        let mut control = self.greeted();
+        control.renew(identity(1));
+        control
+    }
+
     /// A control stream on which a container was started.
     pub fn run(&self, spec: ContainerSpec) -> Control {
-        let mut control = self.greeted();
-        control.send(&HostMessage::Start(Box::new(spec)));
-        let started = control.next();
-        assert!(
-            matches!(started, GuestMessage::Started { .. }),
-            "{started:?}"
-        );
-        control
+        self.renewed().start(spec)
     }
 
     /// A stream to the container's port.
@@ -116,6 +116,31 @@ impl Agent {
         let mut stream = self.say(&format!("CONNECT {}\n", port::STREAM));
         expect_ok(&mut stream);
         stream
+    }
+
+    /// Waits until the agent sleeps, and answers whether only an event can wake it: a guest that is held to be
+    /// forked must cost nothing.
+    pub fn sleeps_without_a_timer(&self) -> bool {
+        let path = format!("/proc/{}/syscall", self.pid());
+        let mut numbers = Vec::new();
+        wait_until("the agent sleeps", || {
+            let text = std::fs::read_to_string(&path).unwrap();
+            let parse = |field: &str| match field.strip_prefix("0x") {
+                Some(digits) => u64::from_str_radix(digits, 16).ok(),
+                None => field.parse().ok(),
+            };
+            // "running" while it does something.
+            numbers = text.split_whitespace().map_while(parse).collect();
+            numbers.len() > 4
+        });
+        // The number of the system call, then its arguments; the fourth is the timeout.
+        match (numbers[0].cast_signed(), numbers[4]) {
+            (libc::SYS_epoll_pwait2, pointer) => pointer == 0,
+            (libc::SYS_epoll_wait | libc::SYS_epoll_pwait, milliseconds) => {
+                milliseconds & u64::from(u32::MAX) == u64::from(u32::MAX)
+            }
+            _ => panic!("not a wait for events: {numbers:x?}"),
+        }
     }
 
     pub fn signal(&self, signal: rustix::process::Signal) {
@@ -177,6 +202,21 @@ impl Control {
         wire::write_frame(&mut self.stream, message).unwrap();
     }
 
+    pub fn renew(&mut self, identity: Identity) {
+        self.send(&HostMessage::Renew(Box::new(identity)));
+        assert_eq!(self.next(), GuestMessage::Renewed);
+    }
+
+    pub fn start(mut self, spec: ContainerSpec) -> Self {
+        self.send(&HostMessage::Start(Box::new(spec)));
+        let started = self.next();
+        assert!(
+            matches!(started, GuestMessage::Started { .. }),
+            "{started:?}"
+        );
+        self
+    }
+
     pub fn stop(&mut self, grace: Duration) {
         let grace_ms = grace.as_millis().try_into().unwrap();
         self.send(&HostMessage::Stop { grace_ms });
@@ -214,12 +254,17 @@ impl Control {
         }
     }
 
-    /// The text of a failure, and the exit code behind it.
-    pub fn failure(&mut self) -> (String, Exit) {
-        let message = match self.next() {
+    /// The text of a failure.
+    pub fn refusal(&mut self) -> String {
+        match self.next() {
             GuestMessage::Failed { message } => message,
             other => panic!("not a failure: {other:?}"),
-        };
+        }
+    }
+
+    /// The text of a failure, and the exit code behind it.
+    pub fn failure(&mut self) -> (String, Exit) {
+        let message = self.refusal();
         match self.next() {
             GuestMessage::Exited { exit } => (message, exit),
             other => panic!("not an exit: {other:?}"),
@@ -231,6 +276,26 @@ impl Control {
             Err(FrameError::Closed) => {}
             other => panic!("not the end of the stream: {other:?}"),
         }
+    }
+}
+
+/// An identity like no other number's; the host name is `s-` and the number.
+pub fn identity(number: u8) -> Identity {
+    let id = format!("{number:02x}").repeat(16);
+    let part = |range: std::ops::Range<usize>| &id[range];
+    Identity {
+        seed: vec![number; Identity::SEED_BYTES],
+        unix_time_ns: 0,
+        hostname: format!("s-{number}"),
+        boot_id: [
+            part(0..8),
+            part(8..12),
+            part(12..16),
+            part(16..20),
+            part(20..32),
+        ]
+        .join("-"),
+        machine_id: id.clone(),
     }
 }
 

@@ -13,7 +13,6 @@ fn container_gets_its_environment_directory_and_nothing_of_the_agents() {
     let spec = ContainerSpec {
         env: vec!["A=1".into(), "A=2".into()],
         working_dir: directory.display().to_string(),
-        hostname: "s1".into(),
         ..shell(script)
     };
     let (mut out, err, exit) = agent.run(spec).until_exit();
@@ -22,7 +21,7 @@ fn container_gets_its_environment_directory_and_nothing_of_the_agents() {
     assert_eq!(ignored.unwrap() & !(0b11 << 31), 0);
     let expected = [
         &directory.display().to_string(),
-        "2-s1",
+        "2-s-1",
         "no TERM",
         "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
         "0022",
@@ -52,7 +51,7 @@ fn signal_that_ended_the_container_reaches_the_host() {
 #[test]
 fn started_names_the_process_of_the_container() {
     let agent = Agent::start();
-    let mut control = agent.greeted();
+    let mut control = agent.renewed();
     control.send(&HostMessage::Start(Box::new(shell("echo $$"))));
     let GuestMessage::Started { pid } = control.next() else {
         panic!("not started")
@@ -62,7 +61,7 @@ fn started_names_the_process_of_the_container() {
 
 fn failure_of(spec: ContainerSpec) -> (String, Exit) {
     let agent = Agent::start();
-    let mut control = agent.greeted();
+    let mut control = agent.renewed();
     control.send(&HostMessage::Start(Box::new(spec)));
     control.failure()
 }

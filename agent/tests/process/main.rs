@@ -5,9 +5,11 @@
 )]
 
 mod control;
+mod freeze;
 mod harness;
 mod isolation;
 mod lifecycle;
 mod output;
+mod renew;
 mod stop;
 mod streams;

@@ -11,15 +11,16 @@
 #![warn(missing_docs)]
 
 pub mod frame;
+mod hex;
 pub mod message;
 pub mod timing;
 
 pub use frame::{FrameError, MAX_FRAME_BYTES, read_frame, write_frame};
-pub use message::{ContainerSpec, Exit, GuestMessage, HostMessage, Stream};
+pub use message::{ContainerSpec, Exit, GuestMessage, HostMessage, Identity, Stream};
 
 /// The version of the messages, sent in [`GuestMessage::Hello`]. Raised when a change is more than
 /// a new optional field or a new message that the other side may ignore.
-pub const VERSION: u16 = 1;
+pub const VERSION: u16 = 2;
 
 /// vsock ports, the same in every guest.
 pub mod port {

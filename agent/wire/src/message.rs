@@ -1,13 +1,27 @@
 //! The messages of the control stream.
 
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
+
+use crate::hex;
 
 /// What the host tells the agent.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "camelCase")]
 pub enum HostMessage {
-    /// Start the container. Sent once; a second one is refused with [`GuestMessage::Failed`].
+    /// Become a guest like no other. Comes first in every guest, whether it booted or was forked from a
+    /// golden, and is answered with [`GuestMessage::Renewed`] or [`GuestMessage::Failed`]. After
+    /// a failure every `Renew` and `Start` is refused, and a frozen container stays frozen.
+    Renew(Box<Identity>),
+    /// Start the container. Sent once; a second one is refused with [`GuestMessage::Failed`], and so is
+    /// one that does not follow a [`Renew`](Self::Renew) on the same stream: a snapshot may lie between
+    /// two streams.
     Start(Box<ContainerSpec>),
+    /// Stop every process of the container where it is, until the next [`Renew`](Self::Renew). Only
+    /// after [`GuestMessage::Ready`]; answered with [`GuestMessage::Frozen`] or
+    /// [`GuestMessage::Failed`].
+    Freeze,
     /// Send the container its stop signal, wait, kill what is left, sync the disk, power off.
     #[serde(rename_all = "camelCase")]
     Stop {
@@ -31,6 +45,8 @@ pub enum GuestMessage {
         /// Guest time since the kernel started, in microseconds.
         uptime_us: u64,
     },
+    /// The guest has the identity that it was given last, and a frozen container runs again.
+    Renewed,
     /// The container's process runs.
     Started {
         /// Its process id in the guest.
@@ -41,6 +57,8 @@ pub enum GuestMessage {
     /// This and [`Started`](Self::Started), [`Exited`](Self::Exited) and [`Failed`](Self::Failed) are said again
     /// behind `Hello` when a control stream was lost and another one is opened.
     Ready,
+    /// The container is frozen, and all output that it wrote before has been sent.
+    Frozen,
     /// One line of the container's output, without its line end.
     Output {
         /// Which of the two it wrote to.
@@ -55,9 +73,10 @@ pub enum GuestMessage {
         /// How it ended.
         exit: Exit,
     },
-    /// The container could not be started. [`Exited`](Self::Exited) follows with the exit code that a shell
-    /// would give: 125 (cannot be set up), 126 (not executable) or 127 (not found). It does not
-    /// follow when the guest itself could not be prepared, or when a second `Start` was refused.
+    /// What the host asked for could not be done. If the container could not be started, [`Exited`](Self::Exited)
+    /// follows with the exit code that a shell would give: 125 (cannot be set up), 126 (not
+    /// executable) or 127 (not found). It does not follow when the guest itself could not be
+    /// prepared or renewed, when the container could not be frozen, or when a message was refused.
     Failed {
         /// What was attempted and why it failed, for the operator.
         message: String,
@@ -77,8 +96,8 @@ pub enum Exit {
     Signal(i32),
 }
 
-impl std::fmt::Display for Exit {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Display for Exit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Code(code) => write!(f, "exit status {code}"),
             Self::Signal(signal) => write!(f, "signal {signal}"),
@@ -113,10 +132,43 @@ pub struct ContainerSpec {
     pub stop_signal: String,
     /// The port on `127.0.0.1` that requests go to.
     pub target_port: u16,
-    /// The guest's host name.
-    pub hostname: String,
-    /// Host time as nanoseconds since the Unix epoch when this was sent; 0 leaves the clock alone.
+}
+
+/// What makes one guest differ from every other, above all from those forked from the same golden.
+/// The host draws all of it anew for each guest.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Identity {
+    /// Random bytes for the kernel's generator, exactly [`Identity::SEED_BYTES`] of them; a hex string
+    /// in JSON.
+    #[serde(with = "hex")]
+    pub seed: Vec<u8>,
+    /// Host time as nanoseconds since the Unix epoch when this was sent.
     pub unix_time_ns: u64,
+    /// The container's host name: letters, digits, `-` and `.`, at most 64 bytes.
+    pub hostname: String,
+    /// `/etc/machine-id`: 32 lower-case hex digits (machine-id(5)).
+    pub machine_id: String,
+    /// `/proc/sys/kernel/random/boot_id` as the container sees it: a UUID as text.
+    pub boot_id: String,
+}
+
+impl Identity {
+    /// Twice the key of the kernel's generator (ChaCha20, 256 bits).
+    pub const SEED_BYTES: usize = 64;
+}
+
+/// Everything but the seed, which belongs into no log.
+impl fmt::Debug for Identity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Identity")
+            .field("seed", &format_args!("{} bytes", self.seed.len()))
+            .field("unix_time_ns", &self.unix_time_ns)
+            .field("hostname", &self.hostname)
+            .field("machine_id", &self.machine_id)
+            .field("boot_id", &self.boot_id)
+            .finish()
+    }
 }
 
 #[cfg(test)]
@@ -125,7 +177,7 @@ mod tests {
 
     #[test]
     fn message_of_a_newer_peer_is_unknown_and_not_an_error() {
-        let newer = r#"{"type":"freeze","depth":3}"#;
+        let newer = r#"{"type":"migrate","depth":3}"#;
         assert_eq!(
             serde_json::from_str::<HostMessage>(newer).unwrap(),
             HostMessage::Unknown
@@ -147,5 +199,60 @@ mod tests {
             (spec.argv.as_slice(), spec.target_port),
             (&["/bin/true".to_owned()][..], 80)
         );
+    }
+
+    fn identity() -> Identity {
+        Identity {
+            seed: (0..64).collect(),
+            unix_time_ns: 1_700_000_000_000_000_001,
+            hostname: "session-1".into(),
+            machine_id: "0123456789abcdef0123456789abcdef".into(),
+            boot_id: "c0ffee00-1111-4222-8333-444444444444".into(),
+        }
+    }
+
+    #[test]
+    fn identity_travels_with_its_seed_as_hex() {
+        let message = HostMessage::Renew(Box::new(identity()));
+        let json = serde_json::to_value(&message).unwrap();
+        assert_eq!(json["type"], "renew");
+        assert_eq!(
+            json["seed"],
+            "000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f\
+             202122232425262728292a2b2c2d2e2f303132333435363738393a3b3c3d3e3f"
+        );
+        assert_eq!(json["unixTimeNs"], 1_700_000_000_000_000_001_u64);
+        assert_eq!(
+            serde_json::from_value::<HostMessage>(json).unwrap(),
+            message
+        );
+    }
+
+    #[test]
+    fn seed_that_is_no_hex_is_an_error_and_one_of_another_length_is_for_the_agent_to_refuse() {
+        let with_seed = |seed: &str| {
+            let mut json = serde_json::to_value(identity()).unwrap();
+            json["seed"] = seed.into();
+            serde_json::from_value::<Identity>(json)
+        };
+        for bad in ["0", "0g", "+1", "\u{e9}"] {
+            assert!(with_seed(bad).is_err(), "{bad:?}");
+        }
+        assert!(with_seed("").unwrap().seed.is_empty());
+        assert_eq!(with_seed("fF00").unwrap().seed, [0xff, 0]);
+    }
+
+    #[test]
+    fn identity_without_a_seed_is_an_error() {
+        let mut json = serde_json::to_value(identity()).unwrap();
+        json.as_object_mut().unwrap().remove("seed");
+        assert!(serde_json::from_value::<Identity>(json).is_err());
+    }
+
+    #[test]
+    fn seed_is_not_in_the_debug_text() {
+        let text = format!("{:?}", HostMessage::Renew(Box::new(identity())));
+        assert!(text.contains("seed: 64 bytes"), "{text}");
+        assert!(!text.contains("0, 1, 2"), "{text}");
     }
 }

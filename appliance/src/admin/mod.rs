@@ -1,8 +1,9 @@
 //! The administration API: HTTP on a Unix socket that only its owner may open.
 //!
 //! There is no token here: who may open the socket may do everything. Pools have the shape of
-//! `Microsoft.App/sessionPools`; images, tokens and health are our own.
+//! `Microsoft.App/sessionPools`; images, goldens, tokens and health are our own.
 
+mod goldens;
 mod images;
 mod listener;
 mod pools;
@@ -22,6 +23,7 @@ use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
 use serde_json::{Value, json};
 
+pub use goldens::{GoldenService, GoldenSummary};
 pub use images::{ImageService, ImageSummary, ImportOrder};
 pub use listener::{bind, serve};
 pub use properties::Rules;
@@ -39,6 +41,7 @@ pub struct Admin {
     pub pools: Pools,
     pub authority: Arc<Authority>,
     pub images: Arc<dyn ImageService>,
+    pub goldens: Arc<dyn GoldenService>,
     pub rules: Rules,
     pub endpoints: Endpoints,
 }
@@ -114,6 +117,10 @@ impl Admin {
                 Method::POST => self.import_image(request).await,
                 _ => Ok(self.list_images()),
             },
+            "/goldens" => {
+                allow(&request, &[Method::GET])?;
+                Ok(self.list_goldens())
+            }
             _ => self.pool_call(request, &path).await,
         }
     }

@@ -1,5 +1,7 @@
 //! Session pools as resources: make, show, list, delete.
 
+use std::time::Duration;
+
 use http::{Method, Request, StatusCode};
 use hyper::body::Incoming;
 use serde_json::json;
@@ -8,6 +10,7 @@ use super::properties::{Address, checked};
 use super::{Admin, Reply, allow, nothing_here, query_value, read_json, resource};
 use crate::front::percent_decode;
 use crate::front::refusal::{Code, Refusal};
+use crate::pool::launcher::PrepareFailure;
 use crate::pool::{POOL_NAME_RULE, PoolChangeError, PoolName, Put};
 use crate::store::PoolRecord;
 
@@ -43,7 +46,7 @@ impl Admin {
         };
         match *allow(&request, &[Method::GET, Method::PUT, Method::DELETE])? {
             Method::GET => {
-                let pool = self.find_pool(&address)?;
+                let pool = self.find_pool(&address, false)?;
                 Ok(Reply::ok(resource::pool(&pool, &self.endpoints)))
             }
             Method::DELETE => self.delete_pool(&address).await,
@@ -83,9 +86,9 @@ impl Admin {
         })
     }
 
-    /// Answers when nothing is left of the pool.
+    /// Answers when nothing is left of the pool. One that is still being made is not made.
     async fn delete_pool(&self, address: &Address) -> Result<Reply, Refusal> {
-        let pool = self.find_pool(address)?;
+        let pool = self.find_pool(address, true)?;
         if self
             .pools
             .delete(pool.name.clone())
@@ -101,11 +104,16 @@ impl Admin {
         }
     }
 
-    fn find_pool(&self, address: &Address) -> Result<std::sync::Arc<PoolRecord>, Refusal> {
+    fn find_pool(
+        &self,
+        address: &Address,
+        pending_too: bool,
+    ) -> Result<std::sync::Arc<PoolRecord>, Refusal> {
         let found = PoolName::parse_ignoring_case(&address.name).ok();
-        let found = found
-            .and_then(|name| self.pools.get(&name))
-            .map(|(record, _)| record);
+        let found = found.and_then(|name| {
+            let made = self.pools.get(&name).map(|(record, _)| record);
+            made.or_else(|| pending_too.then(|| self.pools.pending(&name)).flatten())
+        });
         let here = |pool: &PoolRecord| {
             pool.subscription
                 .eq_ignore_ascii_case(&address.subscription)
@@ -133,8 +141,28 @@ fn not_changed(error: PoolChangeError) -> Refusal {
     let message = error.to_string();
     match error {
         PoolChangeError::NameInUse { .. } => Refusal::new(Code::SessionPoolNameInUse, message),
+        PoolChangeError::NotPrepared { failure, .. } => not_prepared(&failure),
+        PoolChangeError::Withdrawn { .. } => closing(message),
         PoolChangeError::Store { .. } => Refusal::internal(message, error),
     }
+}
+
+fn not_prepared(failure: &PrepareFailure) -> Refusal {
+    match failure {
+        PrepareFailure::Container(failure) => Refusal::new(
+            Code::SessionPoolContainerFailed,
+            failure.describe(&failure.cause.to_string()),
+        )
+        .target("properties.customContainerTemplate.containers[0]"),
+        PrepareFailure::Host { message } => {
+            Refusal::new(Code::SessionPoolGoldenFailed, message.clone())
+        }
+        PrepareFailure::Closing => closing("The appliance is stopping"),
+    }
+}
+
+fn closing(message: impl Into<String>) -> Refusal {
+    Refusal::new(Code::SessionPoolClosing, message).retry_after(Duration::from_secs(1))
 }
 
 /// `/subscriptions/{s}[/resourceGroups/{rg}]/providers/Microsoft.App/sessionPools[/{name}]`.

@@ -2,6 +2,8 @@
 //! may be. What this version cannot do is refused, not ignored: a pool that silently lacks a probe or
 //! its egress rule is worse than none.
 
+use std::ops::RangeInclusive;
+
 use serde_json::Value;
 use uuid::Uuid;
 use wire::{HostMessage, frame};
@@ -11,17 +13,20 @@ use super::pools::new_name;
 use super::resource::memory;
 use crate::front::refusal::{Code, Refusal};
 use crate::pool::{container, unix_millis};
-use crate::store::{EnvVar, PoolRecord};
+use crate::store::{DEFAULT_DISK_MIB, EnvVar, PoolRecord};
+use crate::worker::spec::ForkPoint;
 
 const CPU_STEP_MILLIS: u32 = 250;
 const MIN_MEM_MIB: u32 = 512;
+/// The writable layer is sparse: what it may grow to, not what it takes.
+const DISK_MIB: RangeInclusive<u32> = 1 << 10..=1024 << 10;
 /// What the cloud service allows at most.
 const MAX_COOLDOWN_SECONDS: u64 = 3600;
 const MAX_SESSIONS: u64 = 100_000;
 const DEFAULT_MAX_SESSIONS: u64 = 10;
 const DEFAULT_COOLDOWN_SECONDS: u64 = 300;
 const DEFAULT_CPU: f64 = 0.25;
-const DEFAULT_MEMORY: &str = "0.5Gi";
+const DEFAULT_MEM_MIB: u32 = 512;
 const DEFAULT_LOCATION: &str = "local";
 
 const CONTAINER: &str = "/properties/customContainerTemplate/containers/0";
@@ -78,6 +83,8 @@ pub fn checked(
         image_digest: found.digest.clone(),
         cpu_millis: raw.cpu(rules)?,
         mem_mib: raw.memory(rules)?,
+        disk_mib: raw.storage()?,
+        fork_point: raw.fork_point()?,
         target_port: raw.target_port()?,
         command: raw.words(&format!("{CONTAINER}/command"))?,
         args: raw.words(&format!("{CONTAINER}/args"))?,
@@ -95,8 +102,7 @@ pub fn checked(
 /// The container must have something to run, and what there is to say about it must fit the one
 /// frame that carries it to the agent.
 fn check_container(pool: &PoolRecord, image: &ImageSummary) -> Result<(), Refusal> {
-    let hostname = "x".repeat(64);
-    let spec = container::spec(&image.defaults, pool, hostname, u64::MAX);
+    let spec = container::spec(&image.defaults, pool);
     let spec = spec.map_err(|error| invalid(&format!("{CONTAINER}/command"), error.to_string()))?;
     if frame::encode(&HostMessage::Start(Box::new(spec))).is_err() {
         let message = format!(
@@ -205,11 +211,7 @@ impl<'a> Raw<'a> {
         text.ok_or_else(|| invalid(path, format!("{} is missing", dotted(path))))
     }
 
-    fn integer(
-        &self,
-        path: &str,
-        range: std::ops::RangeInclusive<u64>,
-    ) -> Result<Option<u64>, Refusal> {
+    fn integer(&self, path: &str, range: RangeInclusive<u64>) -> Result<Option<u64>, Refusal> {
         let Some(value) = self.get(path) else {
             return Ok(None);
         };
@@ -303,21 +305,43 @@ impl<'a> Raw<'a> {
     }
 
     fn memory(&self, rules: &Rules) -> Result<u32, Refusal> {
-        let path = format!("{CONTAINER}/resources/memory");
-        let text = self
-            .text(&path)?
-            .unwrap_or_else(|| DEFAULT_MEMORY.to_owned());
         let range = MIN_MEM_MIB..=rules.max_mem_mib;
-        parse_memory(&text)
-            .filter(|mib| range.contains(mib))
-            .ok_or_else(|| {
-                let expected = format!(
-                    "an amount from {} to {}, in Gi or Mi",
-                    memory(*range.start()),
-                    memory(*range.end())
-                );
-                wrong(&path, &expected, &text.into())
-            })
+        let amount = self.amount("memory", range)?;
+        Ok(amount.unwrap_or(DEFAULT_MEM_MIB))
+    }
+
+    fn storage(&self) -> Result<u32, Refusal> {
+        let amount = self.amount("ephemeralStorage", DISK_MIB)?;
+        Ok(amount.unwrap_or(DEFAULT_DISK_MIB))
+    }
+
+    /// One of the container's resources, in MiB.
+    fn amount(&self, resource: &str, range: RangeInclusive<u32>) -> Result<Option<u32>, Refusal> {
+        let path = format!("{CONTAINER}/resources/{resource}");
+        let Some(text) = self.text(&path)? else {
+            return Ok(None);
+        };
+        let mib = parse_memory(&text).filter(|mib| range.contains(mib));
+        mib.map(Some).ok_or_else(|| {
+            let expected = format!(
+                "an amount from {} to {}, in Gi or Mi",
+                memory(*range.start()),
+                memory(*range.end())
+            );
+            wrong(&path, &expected, &text.into())
+        })
+    }
+
+    /// Our own; the cloud service has nothing like it.
+    fn fork_point(&self) -> Result<ForkPoint, Refusal> {
+        let path = "/properties/forkPoint";
+        let Some(text) = self.text(path)? else {
+            return Ok(ForkPoint::default());
+        };
+        text.parse().map_err(|_| {
+            let (first, second) = (ForkPoint::BeforeStart, ForkPoint::AfterReady);
+            wrong(path, &format!("\"{first}\" or \"{second}\""), &text.into())
+        })
     }
 
     fn target_port(&self) -> Result<u16, Refusal> {

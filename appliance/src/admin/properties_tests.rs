@@ -112,6 +112,10 @@ fn smallest_body_gets_the_documented_defaults() {
     );
     assert_eq!((pool.max_sessions, pool.cooldown_seconds), (10, 300));
     assert_eq!(
+        (pool.disk_mib, pool.fork_point),
+        (8192, ForkPoint::BeforeStart)
+    );
+    assert_eq!(
         (pool.container_name.as_str(), pool.image_digest.as_str()),
         ("alpha", "sha256:d")
     );
@@ -150,6 +154,14 @@ fn accepted_values_arrive() {
     ] {
         let pool = check(&with(&container("resources/memory"), text.into())).unwrap();
         assert_eq!(pool.mem_mib, mib);
+    }
+    for (text, mib) in [("1Gi", 1024), ("1.5Gi", 1536), ("1024Gi", 1 << 20)] {
+        let pool = check(&with(&container("resources/ephemeralStorage"), text.into()));
+        assert_eq!(pool.unwrap().disk_mib, mib);
+    }
+    for point in [ForkPoint::BeforeStart, ForkPoint::AfterReady] {
+        let pool = check(&with("/properties/forkPoint", point.to_string().into()));
+        assert_eq!(pool.unwrap().fork_point, point);
     }
     let env = json!([{ "name": "A", "value": "1" }, { "name": "B" }]);
     let env = check(&with(&container("env"), env)).unwrap().env;
@@ -197,6 +209,32 @@ fn rejected_values_name_the_property_and_what_it_may_be() {
         (own("resources/memory"), json!("-1Gi"), "in Gi or Mi"),
         (own("resources/memory"), json!("1e3Mi"), "in Gi or Mi"),
         (own("resources/memory"), json!(1), "a string"),
+        (
+            own("resources/ephemeralStorage"),
+            json!("512Mi"),
+            "from 1Gi to 1024Gi",
+        ),
+        (
+            own("resources/ephemeralStorage"),
+            json!("1025Gi"),
+            "from 1Gi to 1024Gi",
+        ),
+        (
+            own("resources/ephemeralStorage"),
+            json!("8G"),
+            "in Gi or Mi",
+        ),
+        (
+            "/properties/forkPoint".into(),
+            json!("AfterReady"),
+            "\"beforeStart\" or \"afterReady\"",
+        ),
+        (
+            "/properties/forkPoint".into(),
+            json!(""),
+            "\"beforeStart\" or \"afterReady\"",
+        ),
+        ("/properties/forkPoint".into(), json!(1), "a string"),
         (own("command"), json!("sh -c x"), "a list of strings"),
         (own("command/0"), json!(1), "a string"),
         (own("args/0"), json!("a\0b"), "without zero bytes"),
@@ -281,6 +319,8 @@ fn null_empty_and_unknown_properties_change_nothing() {
         ("/properties/workloadProfileName", json!("x")),
         ("/identity/type", json!("None")),
         (&container("env"), Value::Null),
+        ("/properties/forkPoint", Value::Null),
+        (&container("resources/ephemeralStorage"), Value::Null),
     ] {
         assert!(check(&with(path, value)).is_ok(), "{path}");
     }

@@ -23,7 +23,11 @@ pub fn pool(pool: &PoolRecord, endpoints: &Endpoints) -> Value {
         "name": pool.container_name,
         "image": pool.image,
         "env": env,
-        "resources": { "cpu": f64::from(pool.cpu_millis) / 1000.0, "memory": memory(pool.mem_mib) },
+        "resources": {
+            "cpu": f64::from(pool.cpu_millis) / 1000.0,
+            "memory": memory(pool.mem_mib),
+            "ephemeralStorage": memory(pool.disk_mib),
+        },
     });
     if !pool.command.is_empty() {
         container["command"] = json!(pool.command);
@@ -48,6 +52,7 @@ pub fn pool(pool: &PoolRecord, endpoints: &Endpoints) -> Value {
             "poolManagementType": "Dynamic",
             "containerType": "CustomContainer",
             "nodeCount": 1,
+            "forkPoint": pool.fork_point.to_string(),
             "poolManagementEndpoint": endpoints.of(subscription, resource_group, name.as_str()),
             "scaleConfiguration": {
                 "maxConcurrentSessions": pool.max_sessions,
@@ -71,7 +76,8 @@ pub fn memory(mib: u32) -> String {
     format!("{}Gi", f64::from(mib) / 1024.0)
 }
 
-fn moment(millis: u64) -> Option<String> {
+/// As RFC 3339.
+pub fn moment(millis: u64) -> Option<String> {
     let at = i64::try_from(millis)
         .ok()
         .and_then(|millis| Timestamp::from_millisecond(millis).ok());

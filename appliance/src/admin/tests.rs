@@ -11,7 +11,7 @@ use tokio::sync::watch;
 use super::*;
 use crate::images::ImageErrorCode;
 use crate::pool::container::ImageDefaults;
-use crate::pool::launcher::BoxFuture;
+use crate::pool::launcher::{BoxFuture, PrepareFailure, StartFailure, StartFailureCause};
 use crate::pool::testing::FakeLauncher;
 
 const GROUP: &str = "/subscriptions/s/resourceGroups/rg/providers/Microsoft.App/sessionPools";
@@ -66,6 +66,27 @@ impl ImageService for Demo {
     }
 }
 
+/// One golden, of the pool `alpha`.
+struct OneGolden;
+
+impl GoldenService for OneGolden {
+    fn list(&self) -> Vec<GoldenSummary> {
+        vec![GoldenSummary {
+            key: "k".into(),
+            fork_point: "afterReady".into(),
+            image: "demo".into(),
+            image_digest: "sha256:d".into(),
+            vcpus: 1,
+            mem_mib: 512,
+            disk_mib: 8192,
+            memory_bytes: 7,
+            disk_bytes: 9,
+            made_at_ms: 1000,
+            pools: vec!["alpha".into()],
+        }]
+    }
+}
+
 struct Office {
     socket: std::path::PathBuf,
     launcher: Arc<FakeLauncher>,
@@ -96,6 +117,7 @@ impl Office {
             pools: pools.clone(),
             authority: Arc::clone(&authority),
             images: Arc::new(Demo),
+            goldens: Arc::new(OneGolden),
             rules,
             endpoints,
         };
@@ -143,10 +165,11 @@ impl Office {
 
 fn resource() -> Value {
     json!({ "location": "local", "tags": { "a": "b" }, "properties": {
+        "forkPoint": "afterReady",
         "scaleConfiguration": { "maxConcurrentSessions": 2 },
         "customContainerTemplate": {
             "containers": [{ "name": "main", "image": "demo", "args": ["-v"],
-                "env": [{ "name": "A", "value": "1" }], "resources": { "cpu": 0.5, "memory": "1Gi" } }],
+                "env": [{ "name": "A", "value": "1" }], "resources": { "cpu": 0.5, "memory": "1Gi", "ephemeralStorage": "2Gi" } }],
             "ingress": { "targetPort": 8080 },
         },
     } })
@@ -177,6 +200,7 @@ async fn pool_is_made_shown_listed_changed_and_deleted() {
     assert_eq!(properties["poolManagementEndpoint"], endpoint);
     let sent = &resource()["properties"];
     for part in [
+        "forkPoint",
         "customContainerTemplate/ingress",
         "customContainerTemplate/containers/0",
     ] {
@@ -231,6 +255,111 @@ async fn pool_is_made_shown_listed_changed_and_deleted() {
             (404, &json!("ResourceNotFound"))
         );
     }
+}
+
+#[tokio::test]
+async fn changed_fork_point_or_storage_makes_a_new_revision() {
+    let office = Office::open().await;
+    let path = format!("{GROUP}/alpha");
+    let revision = || office.pools.list()[0].revision;
+    office.put(&path, &resource()).await;
+    let first = revision();
+    office.put(&path, &resource()).await;
+    assert_eq!(revision(), first);
+    let mut changed = resource();
+    changed["properties"]["forkPoint"] = json!("beforeStart");
+    office.put(&path, &changed).await;
+    let second = revision();
+    assert_ne!(second, first);
+    changed["properties"]["customContainerTemplate"]["containers"][0]["resources"]["ephemeralStorage"] =
+        json!("3Gi");
+    office.put(&path, &changed).await;
+    assert_ne!(revision(), second);
+}
+
+#[tokio::test]
+async fn pool_whose_container_does_not_come_up_is_refused_with_its_last_lines() {
+    let office = Office::open().await;
+    let path = format!("{GROUP}/alpha");
+    let exited = StartFailure {
+        cause: StartFailureCause::Exited {
+            how: "exit status 3".into(),
+            port: 8080,
+        },
+        console: vec!["no database".into()],
+    };
+    let container = "properties.customContainerTemplate.containers[0]";
+    for (failure, status, code, target, says) in [
+        (
+            PrepareFailure::Container(exited),
+            400,
+            "SessionPoolContainerFailed",
+            json!(container),
+            "Its last lines:\nno database",
+        ),
+        (
+            PrepareFailure::Host {
+                message: "no room".into(),
+            },
+            500,
+            "SessionPoolGoldenFailed",
+            Value::Null,
+            "no room",
+        ),
+        (
+            PrepareFailure::Closing,
+            503,
+            "SessionPoolClosing",
+            Value::Null,
+            "stopping",
+        ),
+    ] {
+        let preparing = office.launcher.hold_next_preparation();
+        let resource = resource();
+        let (answer, ()) = tokio::join!(office.put(&path, &resource), async {
+            preparing.await.unwrap();
+            office.launcher.prepared(Err(failure));
+        });
+        let error = &answer.1["error"];
+        assert_eq!((answer.0, &error["code"]), (status, &json!(code)));
+        assert_eq!(error["target"], target);
+        let message = error["message"].as_str().unwrap();
+        assert!(message.contains(says), "{message}");
+        assert!(office.pools.list().is_empty());
+    }
+}
+
+#[tokio::test]
+async fn pool_that_is_still_being_made_is_not_shown_and_can_be_deleted() {
+    let office = Office::open().await;
+    let path = format!("{GROUP}/alpha");
+    let preparing = office.launcher.hold_next_preparation();
+    let resource = resource();
+    let (made, ()) = tokio::join!(office.put(&path, &resource), async {
+        preparing.await.unwrap();
+        assert_eq!(office.call("GET", &path, "").await.0, 404);
+        let elsewhere = path.replace("rg", "other");
+        assert_eq!(office.call("DELETE", &elsewhere, "").await.0, 404);
+        assert_eq!(office.call("DELETE", &path, "").await.0, 204);
+    });
+    assert_eq!(
+        (made.0, &made.1["error"]["code"]),
+        (503, &json!("SessionPoolClosing"))
+    );
+    assert_eq!(office.call("DELETE", &path, "").await.0, 404);
+}
+
+#[tokio::test]
+async fn goldens_are_listed_with_their_pools() {
+    let office = Office::open().await;
+    let (status, answer) = office.call("GET", "/goldens", "").await;
+    assert_eq!(status, 200);
+    let expected = json!({ "value": [{
+        "key": "k", "forkPoint": "afterReady", "image": "demo", "imageDigest": "sha256:d", "vcpus": 1,
+        "memory": "0.5Gi", "ephemeralStorage": "8Gi", "memoryBytes": 7, "diskBytes": 9,
+        "madeAt": "1970-01-01T00:00:01Z", "pools": ["alpha"],
+    }] });
+    assert_eq!(answer, expected);
 }
 
 #[tokio::test]

@@ -6,6 +6,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use super::source::Source;
 use super::values;
+use crate::worker::spec::ForkPoint;
 
 /// A pool of hardware-isolated sessions on one Linux host.
 #[derive(Debug, Parser)]
@@ -44,6 +45,9 @@ pub enum Command {
     /// Import and list container images
     #[command(subcommand)]
     Image(ImageCommand),
+    /// Look at the snapshots that sessions are forked from
+    #[command(subcommand)]
+    Golden(GoldenCommand),
     /// Make bearer tokens
     #[command(subcommand)]
     Token(TokenCommand),
@@ -62,6 +66,7 @@ pub enum Command {
 }
 
 const JSON_HELP: &str = "Print JSON";
+const SPARES_HELP: &str = "Workers made ahead [default: as the service has]; with 0 every measurement begins with the start of a process";
 const DEFAULT_GROUP: &str = "default";
 
 #[derive(Debug, Args)]
@@ -122,6 +127,14 @@ pub struct CreatePool {
     /// Memory per session
     #[arg(long, default_value = "0.5Gi", value_parser = values::memory)]
     pub memory: String,
+    /// The writable layer per session: what it may grow to
+    #[arg(long, value_name = "SIZE", default_value = "8Gi", value_parser = values::memory)]
+    pub ephemeral_storage: String,
+    /// When the snapshot is taken that sessions are forked from: beforeStart (each session starts its container
+    /// itself) or afterReady (the container runs already: fastest, but sessions share what its
+    /// processes had in memory, the seeds of their own random generators among it)
+    #[arg(long, value_name = "POINT", default_value_t = ForkPoint::default())]
+    pub fork_point: ForkPoint,
     /// The port on which the container serves HTTP
     #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
     pub target_port: u16,
@@ -204,6 +217,27 @@ pub struct ListImages {
 }
 
 #[derive(Debug, Subcommand)]
+pub enum GoldenCommand {
+    /// List the goldens of the appliance and the pools that fork from them
+    Ls(ListGoldens),
+    /// Print what a golden's state file holds
+    #[command(after_help = "Examples:
+  cabana golden inspect /var/lib/cabana/golden/0123456789abcdef0123456789abcdef/state")]
+    Inspect {
+        /// The file `state` of a golden
+        file: PathBuf,
+    },
+}
+
+#[derive(Debug, Args)]
+pub struct ListGoldens {
+    #[command(flatten)]
+    pub connection: Connection,
+    #[arg(long, help = JSON_HELP)]
+    pub json: bool,
+}
+
+#[derive(Debug, Subcommand)]
 pub enum TokenCommand {
     /// Print a new token and nothing else
     Create(CreateToken),
@@ -240,7 +274,75 @@ pub enum BenchCommand {
     ColdBoot {
         #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=1000))]
         count: u32,
+        #[arg(long, value_name = "N", help = SPARES_HELP, value_parser = clap::value_parser!(u32).range(0..=64))]
+        spares: Option<u32>,
         #[arg(long, help = JSON_HELP)]
         json: bool,
     },
+    /// Fork guests from a golden snapshot, one after the other and many at once, and print where the time goes
+    Fork(BenchFork),
+    /// Ask forks of one golden the same question; fails when two give the same answer
+    Distinct(BenchDistinct),
+    /// Print what idle forks take of this host's memory
+    Memory {
+        /// How many forks to look at
+        #[arg(long, value_delimiter = ',', default_value = "1,10,50",
+            value_parser = clap::value_parser!(u32).range(1..=1000))]
+        forks: Vec<u32>,
+        #[arg(long, help = JSON_HELP)]
+        json: bool,
+    },
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  cabana bench fork
+  cabana bench fork --image oci-archive:/demo.tar --fork-point afterReady --count 20")]
+pub struct BenchFork {
+    /// Forks one after the other
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub count: u32,
+    /// Forks at once
+    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=200))]
+    pub parallel: u32,
+    #[arg(long, value_name = "N", help = SPARES_HELP, value_parser = clap::value_parser!(u32).range(0..=64))]
+    pub spares: Option<u32>,
+    /// When the golden is saved: beforeStart or afterReady
+    #[arg(long, value_name = "POINT", default_value_t = ForkPoint::default())]
+    pub fork_point: ForkPoint,
+    /// An archive whose container's first byte is waited for, too: oci-archive:FILE or docker-archive:FILE. The
+    /// appliance's user must be able to read it
+    #[arg(long, value_name = "SOURCE")]
+    pub image: Option<Source>,
+    /// The port on which the container serves HTTP
+    #[arg(long, value_name = "PORT", default_value_t = 8080, value_parser = clap::value_parser!(u16).range(1..))]
+    pub target_port: u16,
+    #[arg(long, help = JSON_HELP)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  cabana bench distinct --image oci-archive:/demo.tar --path /random --fork-point afterReady")]
+pub struct BenchDistinct {
+    /// Forks in all
+    #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u32).range(2..=100_000))]
+    pub forks: u32,
+    /// Forks at once
+    #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=200))]
+    pub parallel: u32,
+    /// When the golden is saved: beforeStart or afterReady
+    #[arg(long, value_name = "POINT", default_value_t = ForkPoint::default())]
+    pub fork_point: ForkPoint,
+    /// oci-archive:FILE or docker-archive:FILE. The appliance's user must be able to read it
+    #[arg(long, value_name = "SOURCE")]
+    pub image: Source,
+    /// The port on which the container serves HTTP
+    #[arg(long, value_name = "PORT", default_value_t = 8080, value_parser = clap::value_parser!(u16).range(1..))]
+    pub target_port: u16,
+    /// The question
+    #[arg(long, default_value = "/")]
+    pub path: String,
+    #[arg(long, help = JSON_HELP)]
+    pub json: bool,
 }

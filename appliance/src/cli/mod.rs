@@ -4,7 +4,9 @@
 //! over the appliance's admin socket and need no token.
 
 mod args;
+mod bench;
 mod client;
+mod golden;
 mod greedy;
 mod image;
 mod output;
@@ -21,20 +23,34 @@ use crate::config::{self, Overrides};
 use crate::exit::{Exit, Failure};
 use crate::warden::{self, Task};
 use crate::{appliance, doctor, telemetry, worker};
-use args::{BenchCommand, Cli, Command, ImageCommand, SessionPoolCommand, TokenCommand};
+use args::{Cli, Command, GoldenCommand, ImageCommand, SessionPoolCommand, TokenCommand};
 
 /// Runs the command that the process was started with.
 pub fn run() -> Exit {
-    let arguments = greedy::expand(std::env::args_os().collect());
-    let result = match Cli::try_parse_from(&arguments) {
-        Ok(cli) => dispatch(cli),
-        Err(error) => refuse(&error, &arguments),
+    let result = if is_worker() {
+        worker::process::run()
+    } else {
+        parse_and_run()
     };
     result.unwrap_or_else(|Failure { exit, line }| {
         // stderr may be closed; there is no better place to say it.
         let _ = writeln!(std::io::stderr(), "cabana: {line}");
         exit
     })
+}
+
+/// There is one worker per session, and parsing a command line touches memory that it would keep.
+fn is_worker() -> bool {
+    let mut arguments = std::env::args_os().skip(1);
+    arguments.next().is_some_and(|command| command == "worker") && arguments.next().is_none()
+}
+
+fn parse_and_run() -> Result<Exit, Failure> {
+    let arguments = greedy::expand(std::env::args_os().collect());
+    match Cli::try_parse_from(&arguments) {
+        Ok(cli) => dispatch(cli),
+        Err(error) => refuse(&error, &arguments),
+    }
 }
 
 fn dispatch(cli: Cli) -> Result<Exit, Failure> {
@@ -47,7 +63,7 @@ fn dispatch(cli: Cli) -> Result<Exit, Failure> {
                 .map_err(|error| Failure::of(Exit::Usage, &error))?;
             run_warden(config, Task::Serve)
         }
-        Command::Bench(BenchCommand::ColdBoot { count, json }) => bench(count, json),
+        Command::Bench(command) => bench::run(command),
         Command::Doctor { json } => {
             let report = doctor::Report::make();
             output::print(json, &report, |report| report.text())?;
@@ -65,6 +81,8 @@ fn dispatch(cli: Cli) -> Result<Exit, Failure> {
         },
         Command::Image(ImageCommand::Import(import)) => image::import(&import),
         Command::Image(ImageCommand::Ls(list)) => image::list(&list),
+        Command::Golden(GoldenCommand::Ls(list)) => golden::list(&list),
+        Command::Golden(GoldenCommand::Inspect { file }) => golden::inspect(&file),
         Command::Token(TokenCommand::Create(create)) => token::create(&create),
         Command::Appliance => appliance::run(),
         Command::Worker => worker::process::run(),
@@ -75,22 +93,6 @@ fn dispatch(cli: Cli) -> Result<Exit, Failure> {
 fn run_warden(config: config::Checked, task: Task) -> Result<Exit, Failure> {
     telemetry::start();
     warden::serve(config, task).map_err(|error| Failure::of(error.exit(), &error))
-}
-
-/// Runs in a folder of its own, so that it may run beside an appliance.
-fn bench(count: u32, json: bool) -> Result<Exit, Failure> {
-    use std::os::unix::fs::PermissionsExt as _;
-    let failed = |error: std::io::Error| Failure::of(Exit::Failed, &error);
-    let root = tempfile::Builder::new()
-        .prefix("cabana-bench-")
-        .tempdir()
-        .map_err(failed)?;
-    // The appliance process is another user and must get through.
-    let open = std::fs::Permissions::from_mode(0o755);
-    std::fs::set_permissions(root.path(), open).map_err(failed)?;
-    let config = config::load(root.path(), None, &Overrides::default())
-        .map_err(|error| Failure::of(Exit::Usage, &error))?;
-    run_warden(config, Task::BenchColdBoot { count, json })
 }
 
 /// Help and version go out as they are; a mistake becomes one line with a hint.
@@ -212,6 +214,15 @@ mod tests {
                 with(&["--target-port", "80", "--cooldown-period", "x"]),
                 "--cooldown-period",
             ),
+            (
+                with(&["--target-port", "80", "--fork-point", "later"]),
+                "`beforeStart` or `afterReady`",
+            ),
+            (
+                with(&["--target-port", "80", "--ephemeral-storage", "big"]),
+                "--ephemeral-storage",
+            ),
+            (vec!["golden", "inspect"], "FILE"),
             (vec!["token", "create", "--ttl", "soon"], "--ttl"),
             (vec!["token", "create", "--role", "king"], "--role"),
             (vec!["image", "import", "ftp:x"], "oci-archive:FILE"),

@@ -91,7 +91,11 @@ fn resource(create: &CreatePool, image: &str) -> Value {
         "name": create.name,
         "image": image,
         "env": env,
-        "resources": { "cpu": create.cpu, "memory": create.memory },
+        "resources": {
+            "cpu": create.cpu,
+            "memory": create.memory,
+            "ephemeralStorage": create.ephemeral_storage,
+        },
     });
     // Absent means the image's own; an empty list would replace it by nothing.
     if !create.command.is_empty() {
@@ -105,6 +109,7 @@ fn resource(create: &CreatePool, image: &str) -> Value {
         "properties": {
             "poolManagementType": "Dynamic",
             "containerType": "CustomContainer",
+            "forkPoint": create.fork_point.to_string(),
             "scaleConfiguration": { "maxConcurrentSessions": create.max_sessions },
             "dynamicPoolConfiguration": {
                 "lifecycleConfiguration": {
@@ -147,6 +152,8 @@ fn row(pool: &Value) -> Vec<String> {
 }
 
 fn details(pool: &Value) -> String {
+    let properties = &pool["properties"];
+    let container = &properties["customContainerTemplate"]["containers"][0];
     let names = [
         "name",
         "image",
@@ -157,10 +164,11 @@ fn details(pool: &Value) -> String {
         "cooldown",
         "state",
     ];
-    let rows = names
-        .into_iter()
-        .zip(row(pool))
-        .chain([("endpoint", endpoint(pool).to_owned())]);
+    let rows = names.into_iter().zip(row(pool)).chain([
+        ("storage", cell(&container["resources"]["ephemeralStorage"])),
+        ("fork point", cell(&properties["forkPoint"])),
+        ("endpoint", endpoint(pool).to_owned()),
+    ]);
     rows.map(|(name, value)| format!("{name:<14}{value}\n"))
         .collect()
 }
@@ -214,9 +222,19 @@ mod tests {
         let container = &properties["customContainerTemplate"]["containers"][0];
         assert_eq!(
             container["resources"],
-            json!({ "cpu": 0.25, "memory": "0.5Gi" })
+            json!({ "cpu": 0.25, "memory": "0.5Gi", "ephemeralStorage": "8Gi" })
         );
+        assert_eq!(properties["forkPoint"], "beforeStart");
         assert!(container.get("command").is_none() && container.get("args").is_none());
+    }
+
+    #[test]
+    fn details_name_fork_point_and_storage() {
+        let flags = ["--fork-point", "afterReady", "--ephemeral-storage", "2Gi"];
+        let text = details(&resource(&parsed(&flags), "img"));
+        for line in ["fork point    afterReady\n", "storage       2Gi\n"] {
+            assert!(text.contains(line), "{text}");
+        }
     }
 
     #[test]

@@ -20,6 +20,14 @@ const DEFAULT_UID_BASE: u32 = 2_000_000_000;
 /// Ids from `uid_base` on: one for the appliance, one for image workers, the rest for workers.
 pub const UID_COUNT: u32 = 65_536;
 
+const MAX_SPARE_WORKERS: u32 = 64;
+const MAX_PARALLEL_STARTS: u32 = 256;
+const SPARE_WORKERS_PER_CORE: u32 = 2;
+/// A spare takes memory that sessions could have.
+const DEFAULT_MOST_SPARE_WORKERS: u32 = 16;
+/// A guest that comes up waits now and then; more at once would only wait for each other.
+const PARALLEL_STARTS_PER_CORE: u32 = 2;
+
 /// What the appliance runs with.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Checked {
@@ -32,6 +40,10 @@ pub struct Checked {
     pub start_timeout: Duration,
     /// The appliance's own user and group id when it is started as root.
     pub uid_base: u32,
+    /// Workers made ahead.
+    pub spare_workers: u32,
+    /// Guests that come up at the same time.
+    pub parallel_starts: u32,
     pub paths: Paths,
 }
 
@@ -126,14 +138,42 @@ fn check(raw: RawConfig, paths: Paths, overrides: &Overrides) -> Result<Checked,
         DEFAULT_UID_BASE,
         UID_COUNT..=highest - UID_COUNT + 1,
     )?;
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let cores = u32::try_from(cores).unwrap_or(u32::MAX);
+    let spare_workers = integer(
+        "spare_workers",
+        raw.spare_workers,
+        default_spare_workers(cores),
+        0..=MAX_SPARE_WORKERS,
+    )?;
+    let parallel_starts = integer(
+        "parallel_starts",
+        raw.parallel_starts,
+        default_parallel_starts(cores),
+        1..=MAX_PARALLEL_STARTS,
+    )?;
     Ok(Checked {
         listen,
         domain: raw.domain.map(domain).transpose()?,
         min_cooldown: Duration::from_secs(min_cooldown.into()),
         start_timeout: Duration::from_secs(start_timeout.into()),
         uid_base,
+        spare_workers,
+        parallel_starts,
         paths,
     })
+}
+
+fn default_spare_workers(cores: u32) -> u32 {
+    cores
+        .saturating_mul(SPARE_WORKERS_PER_CORE)
+        .min(DEFAULT_MOST_SPARE_WORKERS)
+}
+
+fn default_parallel_starts(cores: u32) -> u32 {
+    cores
+        .saturating_mul(PARALLEL_STARTS_PER_CORE)
+        .min(MAX_PARALLEL_STARTS)
 }
 
 fn integer(
@@ -221,6 +261,16 @@ mod tests {
         assert_eq!(config.min_cooldown, Duration::from_secs(300));
         assert_eq!(config.start_timeout, Duration::from_secs(60));
         assert_eq!((config.domain, config.uid_base), (None, 2_000_000_000));
+        let defaults = |cores| (default_spare_workers(cores), default_parallel_starts(cores));
+        assert_eq!(defaults(1), (2, 2));
+        assert_eq!(defaults(64), (16, 128));
+        assert_eq!(defaults(u32::MAX), (16, 256));
+    }
+
+    #[test]
+    fn workers_made_ahead_may_be_none_and_starts_at_once_may_not() {
+        let config = checked("spare_workers = 0\nparallel_starts = 1").unwrap();
+        assert_eq!((config.spare_workers, config.parallel_starts), (0, 1));
     }
 
     #[test]
@@ -246,6 +296,10 @@ mod tests {
             ("min_cooldown_seconds", "-1"),
             ("start_timeout_seconds", "99999999999"),
             ("start_timeout_seconds", "1.5"),
+            ("spare_workers", "65"),
+            ("spare_workers", "-1"),
+            ("parallel_starts", "0"),
+            ("parallel_starts", "257"),
             ("uid_base", "0"),
             ("uid_base", "4294967295"),
         ];

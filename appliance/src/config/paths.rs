@@ -8,8 +8,8 @@ use super::ConfigError;
 
 /// `sun_path` of `unix(7)` with its final zero.
 const SOCKET_PATH_BYTES: usize = 108;
-/// `workers/`, 32 hexadecimal digits, `/vsock.sock` and the slash in front.
-const LONGEST_BELOW_RUN: usize = "/workers/".len() + 32 + "/vsock.sock".len();
+/// `workers/`, 32 hexadecimal digits, `/orders.sock` and the slash in front.
+const LONGEST_BELOW_RUN: usize = "/workers/".len() + 32 + "/orders.sock".len();
 
 /// Folders and sockets of one appliance. All of them move with `--root`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -19,6 +19,7 @@ pub struct Paths {
     pub state: PathBuf,
     pub store: PathBuf,
     pub images: PathBuf,
+    pub golden: PathBuf,
     pub disks: PathBuf,
     pub logs: PathBuf,
     pub tls: PathBuf,
@@ -47,6 +48,7 @@ impl Paths {
             config_file: root.join("etc/cabana/cabana.toml"),
             store: state.join("store"),
             images: state.join("images"),
+            golden: state.join("golden"),
             disks: state.join("disks"),
             logs: state.join("logs"),
             tls: state.join("tls"),
@@ -58,10 +60,11 @@ impl Paths {
     }
 
     /// The folders that belong to the appliance and outlive it.
-    pub fn kept(&self) -> [&Path; 5] {
+    pub fn kept(&self) -> [&Path; 6] {
         [
             &self.store,
             &self.images,
+            &self.golden,
             &self.disks,
             &self.logs,
             &self.tls,

@@ -11,4 +11,6 @@ pub struct RawConfig {
     pub min_cooldown_seconds: Option<toml::Value>,
     pub start_timeout_seconds: Option<toml::Value>,
     pub uid_base: Option<toml::Value>,
+    pub spare_workers: Option<toml::Value>,
+    pub parallel_starts: Option<toml::Value>,
 }

@@ -39,6 +39,18 @@ pub fn open_usable() -> Result<File, KvmError> {
     Ok(file)
 }
 
+/// Digest of what guests are told of this CPU; the same on every core, and for as long as neither CPU,
+/// firmware nor host kernel change.
+pub fn cpu_digest(kvm: &File) -> Option<String> {
+    match vmm::probe::cpu_description(kvm) {
+        Ok(description) => Some(crate::golden::sha256(&description)),
+        Err(error) => {
+            tracing::warn!("Cannot describe this CPU: {}", crate::exit::chain(&error));
+            None
+        }
+    }
+}
+
 pub fn check() -> Result<ProbeReport, KvmError> {
     probe(&open(Path::new(DEVICE))?)
 }

@@ -20,9 +20,6 @@ pub const ERROR_CODE_HEADER: HeaderName = HeaderName::from_static("x-ms-error-co
 /// Names this one operation in answers and logs.
 pub const OPERATION_ID_HEADER: HeaderName = HeaderName::from_static("operation-id");
 
-/// Most console lines that are sent to a caller.
-const CONSOLE_LINES: usize = 20;
-
 /// The stable word for what went wrong.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Code {
@@ -31,6 +28,8 @@ pub enum Code {
     InvalidRequestContent,
     SessionPoolInvalidProperty,
     SessionPoolNotSupported,
+    /// The container of a pool that is forked after it is ready did not become ready.
+    SessionPoolContainerFailed,
     /// Something is wrong with an image; the image service has its own words.
     Image(ImageErrorCode),
     Unauthorized,
@@ -42,6 +41,8 @@ pub enum Code {
     PayloadTooLarge,
     MaxConcurrentSessionsReached,
     InternalError,
+    /// The snapshot that sessions of the pool are forked from could not be made.
+    SessionPoolGoldenFailed,
     SessionUnreachable,
     SessionStartFailed,
     SessionPoolClosing,
@@ -51,12 +52,13 @@ pub enum Code {
 impl Code {
     /// Every code.
     #[cfg(test)]
-    pub const ALL: [Self; 25] = [
+    pub const ALL: [Self; 27] = [
         Self::SessionRequestValidationFailed,
         Self::SessionRequestNotSupported,
         Self::InvalidRequestContent,
         Self::SessionPoolInvalidProperty,
         Self::SessionPoolNotSupported,
+        Self::SessionPoolContainerFailed,
         Self::Image(ImageErrorCode::ImageNotFound),
         Self::Image(ImageErrorCode::ImageCorrupt),
         Self::Image(ImageErrorCode::ImagePlatformUnsupported),
@@ -73,6 +75,7 @@ impl Code {
         Self::PayloadTooLarge,
         Self::MaxConcurrentSessionsReached,
         Self::InternalError,
+        Self::SessionPoolGoldenFailed,
         Self::SessionUnreachable,
         Self::SessionStartFailed,
         Self::SessionPoolClosing,
@@ -87,6 +90,7 @@ impl Code {
             Self::InvalidRequestContent => "InvalidRequestContent",
             Self::SessionPoolInvalidProperty => "SessionPoolInvalidProperty",
             Self::SessionPoolNotSupported => "SessionPoolNotSupported",
+            Self::SessionPoolContainerFailed => "SessionPoolContainerFailed",
             Self::Image(code) => code.as_str(),
             Self::Unauthorized => "Unauthorized",
             Self::Forbidden => "Forbidden",
@@ -97,6 +101,7 @@ impl Code {
             Self::PayloadTooLarge => "PayloadTooLarge",
             Self::MaxConcurrentSessionsReached => "MaxConcurrentSessionsReached",
             Self::InternalError => "InternalError",
+            Self::SessionPoolGoldenFailed => "SessionPoolGoldenFailed",
             Self::SessionUnreachable => "SessionUnreachable",
             Self::SessionStartFailed => "SessionStartFailed",
             Self::SessionPoolClosing => "SessionPoolClosing",
@@ -111,7 +116,8 @@ impl Code {
             | Self::SessionRequestNotSupported
             | Self::InvalidRequestContent
             | Self::SessionPoolInvalidProperty
-            | Self::SessionPoolNotSupported => StatusCode::BAD_REQUEST,
+            | Self::SessionPoolNotSupported
+            | Self::SessionPoolContainerFailed => StatusCode::BAD_REQUEST,
             Self::Image(code) => image_status(code),
             Self::Unauthorized => StatusCode::UNAUTHORIZED,
             Self::Forbidden => StatusCode::FORBIDDEN,
@@ -120,7 +126,9 @@ impl Code {
             Self::SessionPoolNameInUse => StatusCode::CONFLICT,
             Self::PayloadTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::MaxConcurrentSessionsReached => StatusCode::TOO_MANY_REQUESTS,
-            Self::InternalError => StatusCode::INTERNAL_SERVER_ERROR,
+            Self::InternalError | Self::SessionPoolGoldenFailed => {
+                StatusCode::INTERNAL_SERVER_ERROR
+            }
             Self::SessionUnreachable => StatusCode::BAD_GATEWAY,
             Self::SessionStartFailed | Self::SessionPoolClosing => StatusCode::SERVICE_UNAVAILABLE,
             Self::SessionStartTimeout => StatusCode::GATEWAY_TIMEOUT,
@@ -262,19 +270,7 @@ fn start_failed(failure: &StartFailure) -> Refusal {
         | StartFailureCause::Ended { .. }
         | StartFailureCause::GuestEnded { .. } => Code::SessionStartFailed,
     };
-    let mut message = failure.cause.to_string();
-    let skipped = failure.console.len().saturating_sub(CONSOLE_LINES);
-    let lines = &failure.console[skipped..];
-    if lines.is_empty() {
-        message.push_str(". It printed nothing");
-    } else {
-        message.push_str(". Its last lines:");
-        for line in lines {
-            message.push('\n');
-            message.push_str(line);
-        }
-    }
-    Refusal::new(code, message)
+    Refusal::new(code, failure.describe(&failure.cause.to_string()))
 }
 
 #[cfg(test)]

@@ -59,16 +59,15 @@ pub struct Attendant {
 impl Attendant {
     /// The whole life of the slot.
     pub async fn run(mut self) {
-        let worker = Uuid::new_v4();
         let deadline = Instant::now() + self.start_timeout;
-        if let Some(mut launched) = self.launch(worker, deadline).await {
+        if let Some(mut launched) = self.launch(deadline).await {
             let mut owned = None;
             let alive = match self.wait_until_ready(&mut launched, deadline).await {
                 Outcome::Ready => {
                     self.report(Report::Ready {
                         guest: Arc::clone(&launched.guest),
                     });
-                    self.serve(&mut launched, worker, &mut owned).await
+                    self.serve(&mut launched, &mut owned).await
                 }
                 Outcome::Failed { failure, alive } => {
                     self.report(Report::Failed(failure));
@@ -87,10 +86,9 @@ impl Attendant {
     }
 
     /// Never abandons a launch half way: one that comes too late is stopped.
-    async fn launch(&mut self, worker: Uuid, deadline: Instant) -> Option<Launched> {
+    async fn launch(&mut self, deadline: Instant) -> Option<Launched> {
         let order = StartOrder {
             pool: Arc::clone(&self.pool),
-            worker,
         };
         let mut launching = self.launcher.launch(order);
         let in_time = tokio::select! {
@@ -138,18 +136,13 @@ impl Attendant {
     }
 
     /// Serves orders until the end. `false`: the guest is gone already.
-    async fn serve(
-        &mut self,
-        launched: &mut Launched,
-        worker: Uuid,
-        owned: &mut Option<Identifier>,
-    ) -> bool {
+    async fn serve(&mut self, launched: &mut Launched, owned: &mut Option<Identifier>) -> bool {
         loop {
             let (cause, alive) = tokio::select! {
                 order = self.orders.recv() => match order {
                     Some(Order::Bind { session, identifier }) => {
                         *owned = Some(identifier.clone());
-                        let report = self.bind(session, worker, identifier).await;
+                        let report = self.bind(session, launched.worker, identifier).await;
                         self.report(report);
                         continue;
                     }
@@ -234,7 +227,9 @@ async fn stop_ordered(orders: &mut mpsc::UnboundedReceiver<Order>) {
 
 /// Stops the guest, and takes its events meanwhile: it may have many lines left to say.
 async fn stop(launched: Launched) {
-    let Launched { guest, mut events } = launched;
+    let Launched {
+        guest, mut events, ..
+    } = launched;
     let stopping = guest.stop();
     let draining = async { while events.recv().await.is_some() {} };
     tokio::join!(stopping, draining);

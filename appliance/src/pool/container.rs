@@ -46,12 +46,7 @@ pub fn argv(
 }
 
 /// Everything that the agent needs to know.
-pub fn spec(
-    image: &ImageDefaults,
-    pool: &PoolRecord,
-    hostname: String,
-    unix_time_ns: u64,
-) -> Result<ContainerSpec, NothingToRun> {
+pub fn spec(image: &ImageDefaults, pool: &PoolRecord) -> Result<ContainerSpec, NothingToRun> {
     let own = pool
         .env
         .iter()
@@ -63,8 +58,6 @@ pub fn spec(
         user: image.user.clone(),
         stop_signal: image.stop_signal.clone(),
         target_port: pool.target_port,
-        hostname,
-        unix_time_ns,
     })
 }
 
@@ -110,7 +103,7 @@ mod tests {
             ..Default::default()
         };
         let pool = crate::store::tests::pool("alpha");
-        let spec = spec(&image, &pool, "h".into(), 1).unwrap();
+        let spec = spec(&image, &pool).unwrap();
         assert_eq!(spec.env, words("MODE=x A=1 MODE=a=b"));
     }
 }

@@ -1,6 +1,7 @@
 //! What the pool needs of the world below it: somebody who starts guests.
 //!
-//! The appliance's own implementation starts workers through the warden; tests use local servers.
+//! The appliance's own implementation forks workers from goldens or boots them; tests use local
+//! servers.
 
 use std::fmt;
 use std::future::Future;
@@ -15,6 +16,9 @@ use uuid::Uuid;
 
 use crate::store::PoolRecord;
 
+/// Most console lines that a failure is told with.
+const CONSOLE_LINES: usize = 20;
+
 /// A future that can be named.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
@@ -22,17 +26,25 @@ pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 pub trait Launcher: Send + Sync + 'static {
     /// Starts one. When this fails, nothing of it is left.
     fn launch(&self, order: StartOrder) -> BoxFuture<'static, Result<Launched, StartFailure>>;
+
+    /// Makes what sessions of this pool are started from. Returns when it is there, which it may
+    /// have been before.
+    fn prepare(&self, pool: Arc<PoolRecord>) -> BoxFuture<'static, Result<(), PrepareFailure>>;
+
+    /// Tells all pools that there are now: what others were started from is not needed any more.
+    fn pools_changed(&self, pools: Vec<Arc<PoolRecord>>) -> BoxFuture<'static, ()>;
 }
 
 /// What to start.
 #[derive(Debug, Clone)]
 pub struct StartOrder {
     pub pool: Arc<PoolRecord>,
-    pub worker: Uuid,
 }
 
 /// A guest on its way up.
 pub struct Launched {
+    /// The id of its worker.
+    pub worker: Uuid,
     pub guest: Arc<dyn Guest>,
     pub events: mpsc::Receiver<GuestEvent>,
 }
@@ -60,6 +72,17 @@ pub enum GuestEvent {
     StartFailed { message: String },
     /// The last event: the guest ended like this and nothing of it is left.
     Gone { how: String },
+}
+
+/// Why no session of a pool can be started.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PrepareFailure {
+    /// Its container did not come up.
+    Container(StartFailure),
+    /// The host could not do its part.
+    Host { message: String },
+    /// The appliance is stopping.
+    Closing,
 }
 
 /// Why a session did not come up.
@@ -94,6 +117,23 @@ impl StartFailure {
             cause,
             console: Vec::new(),
         }
+    }
+
+    /// `what`, and the last lines of the console behind it.
+    pub fn describe(&self, what: &str) -> String {
+        let skipped = self.console.len().saturating_sub(CONSOLE_LINES);
+        let lines = &self.console[skipped..];
+        let mut text = what.to_owned();
+        if lines.is_empty() {
+            text.push_str(". It printed nothing");
+        } else {
+            text.push_str(". Its last lines:");
+            for line in lines {
+                text.push('\n');
+                text.push_str(line);
+            }
+        }
+        text
     }
 
     /// The guest is gone and nobody said why.

@@ -1,9 +1,12 @@
 //! The pools of this appliance, by name.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+
+use tokio::sync::watch;
 
 use super::driver::{PoolHandle, Tools};
+use super::launcher::PrepareFailure;
 use super::{PoolName, unix_millis};
 use crate::store::{PoolRecord, StoreError};
 
@@ -19,6 +22,15 @@ struct Inner {
     /// One lock per name that is being changed, held from the store to the map and, for a pool that is
     /// deleted, until nothing is left of it. Changes of one pool happen one by one.
     changes: Mutex<HashMap<PoolName, Arc<tokio::sync::Mutex<()>>>>,
+    /// Pools that are being prepared. Only who holds the lock of a name has an entry.
+    pending: Mutex<HashMap<PoolName, Pending>>,
+    /// Held while the launcher is told which pools there are, so that it hears it in order.
+    telling: tokio::sync::Mutex<()>,
+}
+
+struct Pending {
+    record: Arc<PoolRecord>,
+    withdrawn: watch::Sender<bool>,
 }
 
 #[derive(Clone)]
@@ -46,6 +58,15 @@ pub enum PoolChangeError {
         subscription: String,
         resource_group: String,
     },
+    /// Sessions of it could not be started.
+    #[error("Sessions of the pool {name} could not be started")]
+    NotPrepared {
+        name: PoolName,
+        failure: PrepareFailure,
+    },
+    /// It was deleted before it was ready.
+    #[error("The pool {name} is being deleted")]
+    Withdrawn { name: PoolName },
     /// The store could not be written.
     #[error("The pool {name} could not be stored")]
     Store { name: PoolName, source: StoreError },
@@ -77,10 +98,14 @@ impl Pools {
             tools,
             pools: RwLock::new(pools),
             changes: Mutex::default(),
+            pending: Mutex::default(),
+            telling: tokio::sync::Mutex::default(),
         };
-        Ok(Self {
+        let pools = Self {
             inner: Arc::new(inner),
-        })
+        };
+        pools.tell_launcher().await;
+        Ok(pools)
     }
 
     /// The pool of this name, and the way to its driver.
@@ -93,6 +118,12 @@ impl Pools {
         pools
             .get(name)
             .map(|entry| (Arc::clone(&entry.record), entry.handle.clone()))
+    }
+
+    /// The pool of this name that is being prepared, to be made or changed.
+    pub fn pending(&self, name: &PoolName) -> Option<Arc<PoolRecord>> {
+        let pending = self.lock_pending();
+        pending.get(name).map(|pending| Arc::clone(&pending.record))
     }
 
     /// Every pool, by name.
@@ -108,7 +139,8 @@ impl Pools {
             .collect()
     }
 
-    /// Makes the pool, or changes it. Runs to its end even if the caller goes away.
+    /// Makes the pool, or changes it, once its sessions can be started; until then a pool that is
+    /// changed goes on as it is. Runs to its end even if the caller goes away.
     pub async fn put(&self, pool: PoolRecord) -> Result<(Arc<PoolRecord>, Put), PoolChangeError> {
         let this = self.clone();
         let name = pool.name.clone();
@@ -120,8 +152,8 @@ impl Pools {
             }))
     }
 
-    /// Ends every session of the pool and forgets it. `false`: there is no such pool. Runs to its
-    /// end even if the caller goes away.
+    /// Ends every session of the pool and forgets it; a change that is being prepared is given up.
+    /// `false`: there is no such pool. Runs to its end even if the caller goes away.
     pub async fn delete(&self, name: PoolName) -> Result<bool, PoolChangeError> {
         let this = self.clone();
         let stopping = PoolChangeError::Store {
@@ -187,6 +219,7 @@ impl Pools {
             }
         }
         let record = Arc::new(pool);
+        self.prepare(&record).await?;
         let stored = self.inner.tools.records.put_pool((*record).clone()).await;
         stored.map_err(|source| PoolChangeError::Store {
             name: record.name.clone(),
@@ -206,19 +239,63 @@ impl Pools {
             record: Arc::clone(&record),
             handle,
         };
-        let mut pools = self
-            .inner
-            .pools
-            .write()
-            .unwrap_or_else(PoisonError::into_inner);
-        pools.insert(record.name.clone(), entry);
+        {
+            let mut pools = self
+                .inner
+                .pools
+                .write()
+                .unwrap_or_else(PoisonError::into_inner);
+            pools.insert(record.name.clone(), entry);
+        }
+        self.tell_launcher().await;
         Ok((record, put))
     }
 
+    /// Waits until sessions of this pool can be started, unless it is deleted before.
+    async fn prepare(&self, record: &Arc<PoolRecord>) -> Result<(), PoolChangeError> {
+        let name = &record.name;
+        let withdrawn = watch::Sender::new(false);
+        let mut is_withdrawn = withdrawn.subscribe();
+        let pending = Pending {
+            record: Arc::clone(record),
+            withdrawn,
+        };
+        self.lock_pending().insert(name.clone(), pending);
+        let prepared = tokio::select! {
+            prepared = self.inner.tools.launcher.prepare(Arc::clone(record)) => {
+                prepared.map_err(|failure| PoolChangeError::NotPrepared {
+                    name: name.clone(),
+                    failure,
+                })
+            }
+            _ = is_withdrawn.wait_for(|withdrawn| *withdrawn) => {
+                Err(PoolChangeError::Withdrawn { name: name.clone() })
+            }
+        };
+        self.lock_pending().remove(name);
+        prepared
+    }
+
+    fn lock_pending(&self) -> MutexGuard<'_, HashMap<PoolName, Pending>> {
+        self.inner
+            .pending
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn tell_launcher(&self) {
+        let _telling = self.inner.telling.lock().await;
+        self.inner.tools.launcher.pools_changed(self.list()).await;
+    }
+
     async fn delete_now(&self, name: PoolName) -> Result<bool, PoolChangeError> {
+        let withdrawn = match self.lock_pending().get(&name) {
+            Some(pending) => pending.withdrawn.send(true).is_ok(),
+            None => false,
+        };
         let _changing = self.lock(&name).await;
         let Some((_, handle)) = self.get(&name) else {
-            return Ok(false);
+            return Ok(withdrawn);
         };
         // Out of the store first: after a crash here the pool does not come back half deleted, and its
         // sessions are removed by the next start.
@@ -236,6 +313,7 @@ impl Pools {
             pools.remove(&name);
         }
         handle.close().await;
+        self.tell_launcher().await;
         Ok(true)
     }
 }
@@ -291,6 +369,88 @@ mod tests {
         assert!(deleting.await.unwrap().unwrap());
         assert_eq!(making.await.unwrap().unwrap(), Put::Created);
         assert_eq!(launcher.alive(), 0);
+    }
+
+    #[tokio::test]
+    async fn pool_is_made_when_its_sessions_can_be_started_and_not_before() {
+        let launcher = FakeLauncher::mute();
+        let pools = Pools::open(launcher.tools()).await.unwrap();
+        let making = launcher.put_while_preparing(&pools, record("alpha")).await;
+        assert!(pools.get(&record("alpha").name).is_none());
+        assert_eq!(
+            *pools.pending(&record("alpha").name).unwrap(),
+            record("alpha")
+        );
+        launcher.prepared(Ok(()));
+        assert_eq!(making.await.unwrap().unwrap().1, Put::Created);
+        assert!(pools.pending(&record("alpha").name).is_none());
+        assert_eq!(launcher.told(), [vec![], vec!["alpha".to_owned()]]);
+    }
+
+    #[tokio::test]
+    async fn pool_whose_sessions_cannot_be_started_is_not_made_and_not_changed() {
+        let launcher = FakeLauncher::mute();
+        let pools = Pools::open(launcher.tools()).await.unwrap();
+        let failure = PrepareFailure::Host {
+            message: "no disk".into(),
+        };
+        let making = launcher.put_while_preparing(&pools, record("alpha")).await;
+        launcher.prepared(Err(failure.clone()));
+        let error = making.await.unwrap().unwrap_err();
+        assert!(matches!(error, PoolChangeError::NotPrepared { failure: f, .. } if f == failure));
+        assert!(pools.list().is_empty());
+        assert_eq!(launcher.stored().await, []);
+
+        let making = launcher.put_while_preparing(&pools, record("alpha")).await;
+        launcher.prepared(Ok(()));
+        making.await.unwrap().unwrap();
+        let larger = PoolRecord {
+            mem_mib: 1024,
+            ..record("alpha")
+        };
+        let changing = launcher.put_while_preparing(&pools, larger).await;
+        // Sessions go on from what is there.
+        let handle = pools.get(&record("alpha").name).unwrap().1;
+        assert!(handle.claim("user-1".parse().unwrap()).await.is_ok());
+        launcher.prepared(Err(failure));
+        changing.await.unwrap().unwrap_err();
+        assert_eq!(*pools.list()[0], record("alpha"));
+    }
+
+    #[tokio::test]
+    async fn pool_that_is_deleted_while_it_is_prepared_is_gone_at_once() {
+        let launcher = FakeLauncher::mute();
+        let pools = Pools::open(launcher.tools()).await.unwrap();
+        let making = launcher.put_while_preparing(&pools, record("alpha")).await;
+        assert!(pools.delete(record("alpha").name).await.unwrap());
+        let error = making.await.unwrap().unwrap_err();
+        assert!(
+            matches!(error, PoolChangeError::Withdrawn { .. }),
+            "{error}"
+        );
+        assert!(pools.list().is_empty());
+
+        // The same for one that is there and being changed.
+        let making = launcher.put_while_preparing(&pools, record("alpha")).await;
+        launcher.prepared(Ok(()));
+        making.await.unwrap().unwrap();
+        let changing = launcher.put_while_preparing(&pools, record("alpha")).await;
+        assert!(pools.delete(record("alpha").name).await.unwrap());
+        changing.await.unwrap().unwrap_err();
+        assert!(pools.list().is_empty());
+    }
+
+    #[tokio::test]
+    async fn caller_that_hangs_up_while_a_pool_is_prepared_does_not_stop_it() {
+        let launcher = FakeLauncher::mute();
+        let pools = Pools::open(launcher.tools()).await.unwrap();
+        let making = launcher.put_while_preparing(&pools, record("alpha")).await;
+        making.abort();
+        assert!(making.await.unwrap_err().is_cancelled());
+        launcher.prepared(Ok(()));
+        // Whoever changes the pool next waits for the first change.
+        pools.delete(record("alpha").name).await.unwrap();
+        assert_eq!(launcher.told().len(), 3);
     }
 
     #[tokio::test]

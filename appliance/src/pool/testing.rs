@@ -6,13 +6,16 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::net::UnixStream;
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+use tokio::task::JoinHandle;
+use uuid::Uuid;
 
 use super::launcher::{
-    BoxFuture, Guest, GuestEvent, Launched, Launcher, StartFailure, StartFailureCause, StartOrder,
+    BoxFuture, Guest, GuestEvent, Launched, Launcher, PrepareFailure, StartFailure,
+    StartFailureCause, StartOrder,
 };
-use super::{FingerprintKey, Tools};
-use crate::store::{MemoryStore, Records};
+use super::{FingerprintKey, PoolChangeError, Pools, Put, Tools};
+use crate::store::{MemoryStore, PoolRecord, Records};
 
 /// Serves one stream to the container's port.
 pub type Server = Arc<dyn Fn(usize, UnixStream) + Send + Sync>;
@@ -40,6 +43,17 @@ pub struct FakeLauncher {
     alive: Arc<watch::Sender<usize>>,
     stops: Arc<watch::Sender<Stops>>,
     guests: Mutex<Vec<Arc<FakeGuest>>>,
+    preparing: Mutex<Preparing>,
+    told: Mutex<Vec<Vec<String>>>,
+    records: Records,
+}
+
+/// How pools are prepared.
+#[derive(Default)]
+struct Preparing {
+    /// The next one waits for [`FakeLauncher::prepared`] and says here that it does.
+    announce: Option<oneshot::Sender<()>>,
+    waiting: Option<oneshot::Sender<Result<(), PrepareFailure>>>,
 }
 
 /// Whether guests that are told to stop do so.
@@ -70,7 +84,46 @@ impl FakeLauncher {
             alive: Arc::new(watch::Sender::new(0)),
             stops: Arc::default(),
             guests: Mutex::new(Vec::new()),
+            preparing: Mutex::default(),
+            told: Mutex::default(),
+            records: Records::new(Arc::new(MemoryStore::default())),
         })
+    }
+
+    /// Puts a pool, and returns when it is being prepared.
+    pub async fn put_while_preparing(
+        &self,
+        pools: &Pools,
+        pool: PoolRecord,
+    ) -> JoinHandle<Result<(Arc<PoolRecord>, Put), PoolChangeError>> {
+        let announced = self.hold_next_preparation();
+        let pools = pools.clone();
+        let putting = tokio::spawn(async move { pools.put(pool).await });
+        announced.await.unwrap();
+        putting
+    }
+
+    /// The next pool that is prepared waits for [`Self::prepared`]. Resolves when it does.
+    pub fn hold_next_preparation(&self) -> oneshot::Receiver<()> {
+        let (announce, announced) = oneshot::channel();
+        self.preparing.lock().unwrap().announce = Some(announce);
+        announced
+    }
+
+    /// The pool that is being prepared is, or cannot be.
+    pub fn prepared(&self, result: Result<(), PrepareFailure>) {
+        let waiting = self.preparing.lock().unwrap().waiting.take();
+        waiting.unwrap().send(result).unwrap();
+    }
+
+    /// The names of all pools, as often as it was told them.
+    pub fn told(&self) -> Vec<Vec<String>> {
+        self.told.lock().unwrap().clone()
+    }
+
+    /// The pools in the store.
+    pub async fn stored(&self) -> Vec<PoolRecord> {
+        self.records.pools().await.unwrap()
     }
 
     /// Guests accept streams and never answer.
@@ -147,7 +200,7 @@ impl FakeLauncher {
     pub fn tools(self: &Arc<Self>) -> Tools {
         Tools {
             launcher: Arc::clone(self) as Arc<dyn Launcher>,
-            records: Records::new(Arc::new(MemoryStore::default())),
+            records: self.records.clone(),
             fingerprints: FingerprintKey::new(b"test"),
             start_timeout: Duration::from_secs(60),
         }
@@ -192,11 +245,34 @@ impl Launcher for FakeLauncher {
         });
         Box::pin(async {
             Ok(Launched {
+                worker: Uuid::new_v4(),
                 guest: guest as Arc<dyn Guest>,
                 events,
             })
         })
     }
+
+    fn prepare(&self, _: Arc<PoolRecord>) -> BoxFuture<'static, Result<(), PrepareFailure>> {
+        let mut preparing = self.preparing.lock().unwrap();
+        let Some(announce) = preparing.announce.take() else {
+            return Box::pin(async { Ok(()) });
+        };
+        let (waiting, result) = oneshot::channel();
+        preparing.waiting = Some(waiting);
+        Box::pin(async {
+            announce.send(()).unwrap();
+            result.await.unwrap()
+        })
+    }
+
+    fn pools_changed(&self, pools: Vec<Arc<PoolRecord>>) -> BoxFuture<'static, ()> {
+        self.told.lock().unwrap().push(names(&pools));
+        Box::pin(async {})
+    }
+}
+
+fn names(pools: &[Arc<PoolRecord>]) -> Vec<String> {
+    pools.iter().map(|pool| pool.name.to_string()).collect()
 }
 
 impl FakeGuest {

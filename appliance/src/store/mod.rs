@@ -22,7 +22,7 @@ use std::path::PathBuf;
 #[cfg(test)]
 pub use memory::MemoryStore;
 pub use records::Records;
-pub use schema::{EnvVar, PoolRecord, SchemaError, SessionRecord};
+pub use schema::{DEFAULT_DISK_MIB, EnvVar, PoolRecord, SchemaError, SessionRecord};
 pub use sled::SledStore;
 
 /// The tables. The number is the first byte of every key on disk: never reuse one.

@@ -9,9 +9,12 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::pool::{Identifier, PoolName};
+use crate::worker::spec::ForkPoint;
 
 /// The version of rows that this build writes, and the newest that it reads.
 pub const VERSION: u32 = 1;
+/// The size of a session's writable layer, where nothing else was said.
+pub const DEFAULT_DISK_MIB: u32 = 8 << 10;
 
 /// Why a row is not a record.
 #[derive(Debug, thiserror::Error)]
@@ -77,6 +80,11 @@ pub struct PoolRecord {
     pub image_digest: String,
     pub cpu_millis: u32,
     pub mem_mib: u32,
+    /// The size of the writable layer.
+    #[serde(default = "default_disk_mib")]
+    pub disk_mib: u32,
+    #[serde(default)]
+    pub fork_point: ForkPoint,
     pub target_port: u16,
     /// Replaces the image's entrypoint (and its command) when not empty.
     #[serde(default)]
@@ -100,12 +108,17 @@ impl PoolRecord {
             (
                 pool.container_name.clone(),
                 pool.image_digest.clone(),
-                (pool.cpu_millis, pool.mem_mib, pool.target_port),
+                (pool.cpu_millis, pool.mem_mib, pool.disk_mib),
+                (pool.fork_point, pool.target_port),
                 (pool.command.clone(), pool.args.clone(), pool.env.clone()),
             )
         };
         template(self) == template(other)
     }
+}
+
+fn default_disk_mib() -> u32 {
+    DEFAULT_DISK_MIB
 }
 
 /// One variable of a container's environment.
@@ -172,6 +185,8 @@ pub mod tests {
             image_digest: format!("sha256:{}", "ab".repeat(32)),
             cpu_millis: 500,
             mem_mib: 512,
+            disk_mib: DEFAULT_DISK_MIB,
+            fork_point: ForkPoint::BeforeStart,
             target_port: 8080,
             command: vec![],
             args: vec!["--verbose".into()],
@@ -215,6 +230,33 @@ pub mod tests {
             decode::<SessionRecord>(row.as_bytes()).unwrap(),
             session("alpha", "user-1")
         );
+    }
+
+    /// As above, of a pool: what came later has its default.
+    #[test]
+    fn pool_of_version_1_stays_readable() {
+        let row = r#"{"version":1,"record":{"name":"alpha","subscription":"00000000-0000-0000-0000-000000000000",
+            "resourceGroup":"default","location":"local","tags":{"team":"π"},"revision":"00000000-0000-0000-0000-000000000007",
+            "containerName":"alpha","image":"demo:latest",
+            "imageDigest":"sha256:abababababababababababababababababababababababababababababababab","cpuMillis":500,
+            "memMib":512,"targetPort":8080,"command":[],"args":["--verbose"],"env":[{"name":"MODE","value":"a=b"}],
+            "maxSessions":10,"cooldownSeconds":300,"createdAtMs":1,"modifiedAtMs":2}}"#;
+        assert_eq!(decode::<PoolRecord>(row.as_bytes()).unwrap(), pool("alpha"));
+    }
+
+    #[test]
+    fn fork_point_and_storage_are_part_of_the_template() {
+        let alpha = pool("alpha");
+        let later = PoolRecord {
+            fork_point: ForkPoint::AfterReady,
+            ..alpha.clone()
+        };
+        let larger = PoolRecord {
+            disk_mib: 1024,
+            ..alpha.clone()
+        };
+        assert!(!alpha.same_template(&later) && !alpha.same_template(&larger));
+        assert_eq!(decode::<PoolRecord>(&encode(&later)).unwrap(), later);
     }
 
     #[test]

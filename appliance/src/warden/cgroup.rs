@@ -53,7 +53,6 @@ pub struct Cgroups {
 #[derive(Debug)]
 pub struct Leaf {
     path: PathBuf,
-    cpu_millis: u32,
 }
 
 impl Cgroups {
@@ -83,22 +82,21 @@ impl Cgroups {
         Ok(groups)
     }
 
-    /// A new leaf with memory and process limits. The CPU is limited to whole vCPUs until
-    /// [`Leaf::limit_cpu`].
-    pub fn leaf(&self, id: Uuid, spec: &WorkerSpec) -> Result<Leaf, CgroupError> {
+    /// A new leaf for a worker without a guest.
+    pub fn leaf(&self, id: Uuid) -> Result<Leaf, CgroupError> {
         let path = self.base.join(id.simple().to_string());
-        make(&path)?;
-        let leaf = Leaf {
-            path,
-            cpu_millis: spec.cpu_millis,
-        };
-        let memory = (u64::from(spec.mem_mib) + OVERHEAD_MIB) << 20;
-        leaf.set("memory.max", &memory.to_string())?;
-        leaf.set(
-            "pids.max",
-            &(u32::from(spec.vcpus) + OTHER_THREADS).to_string(),
-        )?;
-        leaf.set("cpu.max", &cpu_max(u32::from(spec.vcpus) * 1000))?;
+        match make(&path) {
+            // Another appliance that ended found the folder empty and removed it.
+            Err(CgroupError::File { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+                make(&self.base)?;
+                enable(&self.base)?;
+                make(&path)?;
+            }
+            made => made?,
+        }
+        let leaf = Leaf { path };
+        leaf.set_memory(0)?;
+        leaf.set("pids.max", &OTHER_THREADS.to_string())?;
         Ok(leaf)
     }
 
@@ -131,9 +129,22 @@ impl Leaf {
         write(&self.path.join("cgroup.procs"), &pid.to_string())
     }
 
+    /// Makes room for a guest. The CPU is limited to whole vCPUs until [`Leaf::limit_cpu`].
+    pub fn shape(&self, spec: &WorkerSpec) -> Result<(), CgroupError> {
+        self.set_memory(spec.mem_mib)?;
+        let threads = u32::from(spec.vcpus) + OTHER_THREADS;
+        self.set("pids.max", &threads.to_string())?;
+        self.set("cpu.max", &cpu_max(u32::from(spec.vcpus) * 1000))
+    }
+
     /// From now on the worker gets its share and no more.
-    pub fn limit_cpu(&self) -> Result<(), CgroupError> {
-        self.set("cpu.max", &cpu_max(self.cpu_millis))
+    pub fn limit_cpu(&self, spec: &WorkerSpec) -> Result<(), CgroupError> {
+        self.set("cpu.max", &cpu_max(spec.cpu_millis))
+    }
+
+    fn set_memory(&self, guest_mib: u32) -> Result<(), CgroupError> {
+        let bytes = (u64::from(guest_mib) + OVERHEAD_MIB) << 20;
+        self.set("memory.max", &bytes.to_string())
     }
 
     /// A controller that the host does not give is not there, and then there is no limit to set.

@@ -10,8 +10,9 @@ use uuid::Uuid;
 
 use super::cgroup::{CgroupError, Cgroups, Leaf};
 use super::channel;
-use super::protocol::{Event, MAX_REPORT_BYTES, Refused};
-use super::spawn::{OURSELVES, Process};
+use super::protocol::{Event, MAX_REPORT_BYTES, Refused, Usage};
+use super::spawn::{OURSELVES, Process, Role};
+use super::usage;
 use crate::worker::spec::{ImageWorkerSetup, WorkerSetup, WorkerSpec};
 
 /// The most processes at once; far above what one host can hold in memory.
@@ -39,6 +40,9 @@ struct Running {
     process: Process,
     leaf: Option<Leaf>,
     uid: Option<u32>,
+    role: Role,
+    /// Of a worker that has or may have a guest.
+    spec: Option<WorkerSpec>,
     report: Option<String>,
 }
 
@@ -70,19 +74,47 @@ impl Children {
     pub fn spawn_worker(
         &mut self,
         id: Uuid,
-        spec: WorkerSpec,
         fds: &[OwnedFd],
         kvm: &File,
     ) -> Result<(), StartError> {
         self.check_id(id)?;
         let leaf = match &self.cgroups {
-            Some(groups) => Some(groups.leaf(id, &spec).map_err(StartError::Confine)?),
+            Some(groups) => Some(groups.leaf(id).map_err(StartError::Confine)?),
             None => None,
         };
         let uid = self.free_uid();
-        let setup = WorkerSetup { id, uid, spec };
+        let setup = WorkerSetup { id, uid };
         let fds: Vec<_> = fds.iter().map(AsFd::as_fd).chain([kvm.as_fd()]).collect();
-        self.start(id, "worker", uid, leaf, &setup, &fds)
+        self.start(id, Role::Worker, uid, leaf, &setup, &fds)
+    }
+
+    /// Gives a worker room for a guest, once: a second shape would change the limits of a guest
+    /// that runs.
+    pub fn shape(&mut self, id: Uuid, spec: WorkerSpec) -> Result<(), StartError> {
+        let worker = self
+            .running
+            .get_mut(&id)
+            .filter(|running| running.role == Role::Worker)
+            .ok_or(Refused::NoSuchWorker)?;
+        if worker.spec.is_some() {
+            return Err(Refused::ShapedAlready.into());
+        }
+        if let Some(leaf) = &worker.leaf {
+            leaf.shape(&spec).map_err(StartError::Confine)?;
+        }
+        worker.spec = Some(spec);
+        Ok(())
+    }
+
+    pub fn usage(&self, id: Uuid) -> Option<Usage> {
+        let worker = self.running.get(&id)?;
+        match usage::of(worker.process.id()) {
+            Ok(usage) => Some(usage),
+            Err(error) => {
+                tracing::debug!(worker = %id, "Cannot read its memory: {error}");
+                None
+            }
+        }
     }
 
     pub fn spawn_image_worker(
@@ -95,7 +127,7 @@ impl Children {
         let uid = self.uid_base.map(|base| base + IMAGE_WORKER_UID);
         let setup = ImageWorkerSetup { uid, job };
         let fds: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
-        self.start(id, "image-worker", uid, None, &setup, &fds)
+        self.start(id, Role::ImageWorker, uid, None, &setup, &fds)
     }
 
     /// Unknown ids are no error: the child may have ended while the request was on its way.
@@ -107,9 +139,11 @@ impl Children {
 
     pub fn limit_cpu(&self, id: Uuid) {
         if let Some(Running {
-            leaf: Some(leaf), ..
+            leaf: Some(leaf),
+            spec: Some(spec),
+            ..
         }) = self.running.get(&id)
-            && let Err(error) = leaf.limit_cpu()
+            && let Err(error) = leaf.limit_cpu(spec)
         {
             tracing::warn!(worker = %id, "{}", crate::exit::chain(&error));
         }
@@ -172,8 +206,10 @@ impl Children {
         self.remove_leftovers();
     }
 
-    pub fn len(&self) -> usize {
-        self.running.len()
+    /// Those that do something. A worker without a guest is none of them.
+    pub fn busy(&self) -> usize {
+        let idle = |running: &&Running| running.role == Role::Worker && running.spec.is_none();
+        self.running.len() - self.running.values().filter(idle).count()
     }
 
     fn check_id(&self, id: Uuid) -> Result<(), Refused> {
@@ -191,7 +227,7 @@ impl Children {
     fn start(
         &mut self,
         id: Uuid,
-        role: &str,
+        role: Role,
         uid: Option<u32>,
         leaf: Option<Leaf>,
         setup: &impl serde::Serialize,
@@ -206,6 +242,8 @@ impl Children {
                         process,
                         leaf,
                         uid,
+                        role,
+                        spec: None,
                         report: None,
                     },
                 );
@@ -224,6 +262,7 @@ impl Children {
             leaf,
             uid,
             report,
+            ..
         } = self.running.remove(&id)?;
         drop(process);
         self.release(leaf, uid);
@@ -253,7 +292,7 @@ impl Children {
 
 fn start_confined(
     program: &str,
-    role: &str,
+    role: Role,
     leaf: Option<&Leaf>,
     setup: &impl serde::Serialize,
     fds: &[BorrowedFd<'_>],
@@ -287,14 +326,15 @@ mod tests {
     }
 
     fn spawn(children: &mut Children, id: Uuid) -> Result<(), StartError> {
-        let spec = WorkerSpec {
-            vcpus: 1,
-            cpu_millis: 250,
-            mem_mib: 128,
-        };
         let kvm = tempfile::tempfile().unwrap();
-        children.spawn_worker(id, spec, &[], &kvm)
+        children.spawn_worker(id, &[], &kvm)
     }
+
+    const SMALL: WorkerSpec = WorkerSpec {
+        vcpus: 1,
+        cpu_millis: 250,
+        mem_mib: 128,
+    };
 
     /// Waits until the kernel says that the child has ended, and reaps it.
     fn reaped(children: &mut Children, id: Uuid) -> Event {
@@ -323,7 +363,7 @@ mod tests {
             report: None,
         };
         assert_eq!(reaped(&mut children, id), expected);
-        assert_eq!(children.len(), 0);
+        assert_eq!(children.running.len(), 0);
         assert!(children.reap(id).is_none());
     }
 
@@ -355,9 +395,51 @@ mod tests {
             matches!(error, StartError::Refused(Refused::IdInUse)),
             "{error}"
         );
-        assert_eq!(children.len(), 1);
+        assert_eq!(children.running.len(), 1);
         children.end_all();
         spawn(&mut children, id).unwrap();
+    }
+
+    #[test]
+    fn worker_is_shaped_once_and_then_counts_as_busy() {
+        let mut children = children("/usr/bin/yes");
+        let id = Uuid::new_v4();
+        spawn(&mut children, id).unwrap();
+        assert_eq!(children.busy(), 0, "a spare is nothing to warn about");
+        children.shape(id, SMALL).unwrap();
+        assert_eq!(children.busy(), 1);
+        let error = children.shape(id, SMALL).unwrap_err();
+        assert!(
+            matches!(error, StartError::Refused(Refused::ShapedAlready)),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn shape_of_an_unknown_id_or_of_an_image_worker_is_refused() {
+        let mut children = children("/usr/bin/yes");
+        let image = Uuid::new_v4();
+        children
+            .spawn_image_worker(image, String::new(), &[])
+            .unwrap();
+        assert_eq!(children.busy(), 1);
+        for id in [image, Uuid::new_v4()] {
+            let error = children.shape(id, SMALL).unwrap_err();
+            assert!(
+                matches!(error, StartError::Refused(Refused::NoSuchWorker)),
+                "{error}"
+            );
+        }
+    }
+
+    #[test]
+    fn memory_of_a_child_is_told_while_it_runs() {
+        let mut children = children("/usr/bin/yes");
+        let id = Uuid::new_v4();
+        spawn(&mut children, id).unwrap();
+        let usage = children.usage(id).unwrap();
+        assert!(usage.rss > 0 && usage.pss <= usage.rss, "{usage:?}");
+        assert_eq!(children.usage(Uuid::new_v4()), None);
     }
 
     #[test]
@@ -365,7 +447,7 @@ mod tests {
         let mut children = children("/nonexistent/cabana");
         let error = spawn(&mut children, Uuid::new_v4()).unwrap_err();
         assert!(matches!(error, StartError::Process(_)), "{error}");
-        assert_eq!(children.len(), 0);
+        assert_eq!(children.running.len(), 0);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 //! One task owns the socket. Everybody else sends it commands and gets answers, so requests and
 //! events cannot overtake each other.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::fs::File;
 use std::io::{self, Read, Seek};
 use std::os::fd::{AsFd, OwnedFd};
@@ -15,7 +15,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use uuid::Uuid;
 
 use super::channel;
-use super::protocol::{Event, Request, Status};
+use super::protocol::{Event, Request, Status, Usage};
 use crate::images;
 use crate::worker::spec::WorkerSpec;
 
@@ -24,7 +24,7 @@ const QUEUE: usize = 256;
 /// The longest report of an image worker.
 const MAX_IMAGE_REPORT_BYTES: u64 = 8 << 20;
 
-/// Why the warden did not spawn a process.
+/// Why the warden did not spawn or shape a process.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum SpawnError {
     #[error("The warden refused: {0}")]
@@ -59,6 +59,7 @@ pub struct ProcessEnd {
 }
 
 type Spawned = Result<oneshot::Receiver<ProcessEnd>, SpawnError>;
+type Shaped = Result<(), SpawnError>;
 
 #[derive(Debug)]
 enum Command {
@@ -67,6 +68,15 @@ enum Command {
         request: Request,
         fds: Vec<OwnedFd>,
         answer: oneshot::Sender<Spawned>,
+    },
+    Shape {
+        id: Uuid,
+        spec: WorkerSpec,
+        answer: oneshot::Sender<Shaped>,
+    },
+    Usage {
+        id: Uuid,
+        answer: oneshot::Sender<Option<Usage>>,
     },
     Tell(Request),
 }
@@ -90,6 +100,8 @@ impl WardenClient {
             socket: UnixDatagram::from_std(socket)?,
             stop: stop_sender,
             starting: HashMap::new(),
+            shaping: HashMap::new(),
+            measuring: HashMap::new(),
             running: HashMap::new(),
         };
         tokio::spawn(link.run(inbox));
@@ -101,8 +113,34 @@ impl WardenClient {
         self.stop.clone()
     }
 
-    pub async fn spawn_worker(&self, id: Uuid, spec: WorkerSpec, fds: Vec<OwnedFd>) -> Spawned {
-        self.spawn(id, Request::SpawnWorker { id, spec }, fds).await
+    /// A worker without a guest. It is killed when the first value is dropped; the second one
+    /// tells its end.
+    pub async fn spawn_worker(
+        &self,
+        id: Uuid,
+        fds: Vec<OwnedFd>,
+    ) -> Result<(KillOnDrop, oneshot::Receiver<ProcessEnd>), SpawnError> {
+        let ended = self.spawn(id, Request::SpawnWorker { id }, fds).await?;
+        let kill = KillOnDrop {
+            client: self.clone(),
+            id,
+            defused: false,
+        };
+        Ok((kill, ended))
+    }
+
+    /// Gives a worker the limits that a guest of this shape needs.
+    pub async fn shape(&self, id: Uuid, spec: WorkerSpec) -> Shaped {
+        let (answer, answered) = oneshot::channel();
+        self.command(Command::Shape { id, spec, answer }).await?;
+        answered.await.map_err(|_| SpawnError::WardenGone)?
+    }
+
+    /// The memory of a worker's process; `None` when it is gone.
+    pub async fn usage(&self, id: Uuid) -> Option<Usage> {
+        let (answer, answered) = oneshot::channel();
+        self.command(Command::Usage { id, answer }).await.ok()?;
+        answered.await.ok()?
     }
 
     pub async fn limit_cpu(&self, id: Uuid) {
@@ -132,6 +170,7 @@ impl WardenClient {
         let kill = KillOnDrop {
             client: self.clone(),
             id,
+            defused: false,
         };
         let end = ended.await.map_err(|_| SpawnError::WardenGone)?;
         kill.defuse();
@@ -146,16 +185,20 @@ impl WardenClient {
             fds,
             answer,
         };
+        self.command(command).await?;
+        answered.await.map_err(|_| SpawnError::WardenGone)?
+    }
+
+    async fn command(&self, command: Command) -> Result<(), SpawnError> {
         self.commands
             .send(command)
             .await
-            .map_err(|_| SpawnError::WardenGone)?;
-        answered.await.map_err(|_| SpawnError::WardenGone)?
+            .map_err(|_| SpawnError::WardenGone)
     }
 
     async fn tell(&self, request: Request) {
         // A warden that is gone has taken its children with it.
-        let _ = self.commands.send(Command::Tell(request)).await;
+        let _ = self.command(Command::Tell(request)).await;
     }
 }
 
@@ -174,20 +217,26 @@ fn read_report(mut report: File, status: Status) -> Result<images::JobReport, Im
     report.map_err(ImageJobError::Job)
 }
 
-/// Kills a process whose caller stopped waiting for it.
-struct KillOnDrop {
+/// Kills a process that nobody holds any more.
+#[derive(Debug)]
+pub struct KillOnDrop {
     client: WardenClient,
     id: Uuid,
+    defused: bool,
 }
 
 impl KillOnDrop {
-    fn defuse(self) {
-        std::mem::forget(self);
+    /// It has ended already.
+    pub fn defuse(mut self) {
+        self.defused = true;
     }
 }
 
 impl Drop for KillOnDrop {
     fn drop(&mut self) {
+        if self.defused {
+            return;
+        }
         let (client, id) = (self.client.clone(), self.id);
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
             runtime.spawn(async move { client.kill(id).await });
@@ -200,6 +249,9 @@ struct Link {
     socket: UnixDatagram,
     stop: watch::Sender<bool>,
     starting: HashMap<Uuid, oneshot::Sender<Spawned>>,
+    shaping: HashMap<Uuid, oneshot::Sender<Shaped>>,
+    /// Answers come in the order of the questions.
+    measuring: HashMap<Uuid, VecDeque<oneshot::Sender<Option<Usage>>>>,
     running: HashMap<Uuid, oneshot::Sender<ProcessEnd>>,
 }
 
@@ -245,6 +297,23 @@ impl Link {
                     let _ = answer.send(Err(SpawnError::Send(error.to_string())));
                 }
             },
+            Command::Shape { id, spec, answer } => {
+                match send(&self.socket, &Request::Shape { id, spec }, &[]).await {
+                    Ok(()) => drop(self.shaping.insert(id, answer)),
+                    Err(error) => {
+                        let _ = answer.send(Err(SpawnError::Send(error.to_string())));
+                    }
+                }
+            }
+            Command::Usage { id, answer } => {
+                // Otherwise the answer is dropped, and that is one, too.
+                if send(&self.socket, &Request::Usage { id }, &[])
+                    .await
+                    .is_ok()
+                {
+                    self.measuring.entry(id).or_default().push_back(answer);
+                }
+            }
             Command::Tell(request) => {
                 if let Err(error) = send(&self.socket, &request, &[]).await {
                     tracing::error!("Cannot send a request to the warden: {error}");
@@ -269,6 +338,26 @@ impl Link {
             Event::SpawnFailed { id, message } => {
                 if let Some(answer) = self.starting.remove(&id) {
                     let _ = answer.send(Err(SpawnError::Refused(message)));
+                }
+            }
+            Event::Shaped { id } => {
+                if let Some(answer) = self.shaping.remove(&id) {
+                    let _ = answer.send(Ok(()));
+                }
+            }
+            Event::ShapeFailed { id, message } => {
+                if let Some(answer) = self.shaping.remove(&id) {
+                    let _ = answer.send(Err(SpawnError::Refused(message)));
+                }
+            }
+            Event::Usage { id, usage } => {
+                if let Some(waiting) = self.measuring.get_mut(&id) {
+                    if let Some(answer) = waiting.pop_front() {
+                        let _ = answer.send(usage);
+                    }
+                    if waiting.is_empty() {
+                        self.measuring.remove(&id);
+                    }
                 }
             }
             Event::Exited { id, status, report } => {

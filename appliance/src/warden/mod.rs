@@ -22,6 +22,7 @@ pub mod protocol;
 mod serve;
 mod signals;
 mod spawn;
+mod usage;
 
 pub use cgroup::is_version_2 as cgroup_version_2;
 pub use serve::{Task, serve};

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::channel::{MAX_FDS, Message};
+use crate::bench;
 use crate::config::Checked;
 use crate::worker::spec::{WorkerFd, WorkerSpec};
 
@@ -20,29 +21,34 @@ pub struct ApplianceSetup {
     pub config: Checked,
     /// The user and group to become; absent when the warden is not root.
     pub uid: Option<u32>,
+    /// Digest of what guests are told of this CPU, which only who opened `/dev/kvm` can know; absent when
+    /// KVM does not say.
+    pub cpu: Option<String>,
     pub task: Task,
 }
 
 /// What the appliance process is for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Task {
     Serve,
-    /// Boot this many guests one after the other and print how long each took.
-    BenchColdBoot {
-        count: u32,
-        json: bool,
-    },
+    /// Measure this host and print what came out.
+    Bench(bench::Plan),
 }
 
 /// From the appliance.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "request", rename_all = "camelCase", deny_unknown_fields)]
 pub enum Request {
-    /// With the descriptors of [`WorkerFd::FROM_APPLIANCE`].
-    SpawnWorker { id: Uuid, spec: WorkerSpec },
-    /// From now on the worker gets its share of CPU and no more. Until then it boots at full speed.
+    /// With the descriptors of [`WorkerFd::FROM_APPLIANCE`]. The worker has room for itself, and
+    /// none for a guest.
+    SpawnWorker { id: Uuid },
+    /// Gives a worker room for a guest of this shape, once.
+    Shape { id: Uuid, spec: WorkerSpec },
+    /// From now on the worker gets its share of CPU and no more. Until then it starts at full speed.
     LimitCpu { id: Uuid },
+    /// How much memory the worker's process takes.
+    Usage { id: Uuid },
     /// A worker or an image worker.
     Kill { id: Uuid },
     /// The last descriptor takes the report.
@@ -60,6 +66,18 @@ pub enum Event {
         id: Uuid,
         message: String,
     },
+    Shaped {
+        id: Uuid,
+    },
+    ShapeFailed {
+        id: Uuid,
+        message: String,
+    },
+    /// The answer to [`Request::Usage`]; empty when there is no such worker any more.
+    Usage {
+        id: Uuid,
+        usage: Option<Usage>,
+    },
     /// Always the last about this id: the process is reaped and its cgroup is gone.
     Exited {
         id: Uuid,
@@ -68,6 +86,20 @@ pub enum Event {
     },
     /// End all sessions in order, then exit.
     Stop,
+}
+
+/// The memory of one process in bytes, from `/proc/<pid>/smaps_rollup` (proc(5)).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Usage {
+    /// Every page that it has in memory, shared ones too.
+    pub rss: u64,
+    /// Each shared page divided by the number of those who share it.
+    pub pss: u64,
+    /// Pages that nobody else has: what the host gets back when the process ends.
+    pub private: u64,
+    /// Pages that no file stands behind.
+    pub anonymous: u64,
 }
 
 /// How a process ended.
@@ -95,6 +127,10 @@ pub enum Refused {
     NotARequest { length: usize },
     #[error("The id is in use")]
     IdInUse,
+    #[error("There is no such worker")]
+    NoSuchWorker,
+    #[error("The worker has its shape already")]
+    ShapedAlready,
     #[error("There are {limit} processes, which is the limit")]
     TooMany { limit: usize },
     #[error("The request came with {found} descriptors and needs {expected}")]
@@ -115,17 +151,20 @@ impl Request {
     /// Whether the request with these descriptors may be carried out at all.
     pub fn check(&self, fds: &[OwnedFd]) -> Result<(), Refused> {
         match self {
-            Self::SpawnWorker { spec, .. } => {
+            Self::SpawnWorker { .. } => {
                 let roles = WorkerFd::FROM_APPLIANCE;
                 expect(roles.len(), fds)?;
                 roles
                     .iter()
                     .zip(fds)
-                    .try_for_each(|(role, fd)| check_kind(*role, fd))?;
+                    .try_for_each(|(role, fd)| check_kind(*role, fd))
+            }
+            Self::Shape { spec, .. } => {
+                expect(0, fds)?;
                 spec.objection()
                     .map_or(Ok(()), |objection| Err(Refused::Spec(objection)))
             }
-            Self::LimitCpu { .. } | Self::Kill { .. } => expect(0, fds),
+            Self::LimitCpu { .. } | Self::Kill { .. } | Self::Usage { .. } => expect(0, fds),
             Self::SpawnImageWorker { .. } if fds.is_empty() || fds.len() > MAX_FDS => {
                 Err(Refused::Descriptors {
                     expected: MAX_FDS,
@@ -151,13 +190,8 @@ fn expect(expected: usize, fds: &[OwnedFd]) -> Result<(), Refused> {
 /// A folder or a device in the place of a file would give a worker more than it should hold.
 fn check_kind(role: WorkerFd, fd: &OwnedFd) -> Result<(), Refused> {
     let wanted = match role {
-        WorkerFd::Vsock => FileType::Socket,
-        WorkerFd::Kvm => FileType::CharacterDevice,
-        WorkerFd::Kernel
-        | WorkerFd::Initramfs
-        | WorkerFd::RootImage
-        | WorkerFd::Scratch
-        | WorkerFd::Console => FileType::RegularFile,
+        WorkerFd::Vsock | WorkerFd::Orders => FileType::Socket,
+        WorkerFd::Console => FileType::RegularFile,
     };
     match rustix::fs::fstat(fd.as_fd()) {
         Ok(stat) if FileType::from_raw_mode(stat.st_mode) == wanted => Ok(()),
@@ -181,16 +215,21 @@ mod tests {
     }
 
     fn spawn() -> Request {
-        let spec = WorkerSpec {
-            vcpus: 1,
-            cpu_millis: 250,
-            mem_mib: 128,
-        };
-        Request::SpawnWorker {
+        Request::SpawnWorker { id: Uuid::nil() }
+    }
+
+    fn shape(spec: WorkerSpec) -> Request {
+        Request::Shape {
             id: Uuid::nil(),
             spec,
         }
     }
+
+    const SMALL: WorkerSpec = WorkerSpec {
+        vcpus: 1,
+        cpu_millis: 250,
+        mem_mib: 128,
+    };
 
     fn message(text: &str) -> Message {
         Message {
@@ -201,14 +240,15 @@ mod tests {
 
     #[test]
     fn request_written_and_read_back_is_the_same() {
-        let text = serde_json::to_string(&spawn()).unwrap();
-        assert_eq!(Request::parse(&message(&text)).unwrap(), spawn());
+        for request in [spawn(), shape(SMALL), Request::Usage { id: Uuid::nil() }] {
+            let text = serde_json::to_string(&request).unwrap();
+            assert_eq!(Request::parse(&message(&text)).unwrap(), request);
+        }
     }
 
     #[test]
     fn worker_with_the_right_descriptors_is_accepted() {
-        let fds = [file(), file(), file(), file(), socket(), file()];
-        assert_eq!(spawn().check(&fds), Ok(()));
+        assert_eq!(spawn().check(&[socket(), file(), socket()]), Ok(()));
     }
 
     #[test]
@@ -216,11 +256,12 @@ mod tests {
         let folder = || OwnedFd::from(std::fs::File::open("/").unwrap());
         let cases = [
             vec![],
-            vec![file(), file(), file(), file(), socket()],
-            vec![file(), file(), file(), file(), socket(), file(), file()],
-            vec![file(), file(), file(), file(), file(), file()],
-            vec![folder(), file(), file(), file(), socket(), file()],
-            vec![file(), file(), file(), file(), socket(), socket()],
+            vec![socket(), file()],
+            vec![socket(), file(), socket(), file()],
+            vec![file(), file(), socket()],
+            vec![socket(), folder(), socket()],
+            vec![socket(), socket(), socket()],
+            vec![socket(), file(), file()],
         ];
         for fds in cases {
             assert!(spawn().check(&fds).is_err(), "{fds:?}");
@@ -229,27 +270,32 @@ mod tests {
 
     #[test]
     fn request_that_takes_no_descriptor_is_refused_with_one() {
-        let kill = Request::Kill { id: Uuid::nil() };
-        assert_eq!(kill.check(&[]), Ok(()));
-        assert!(matches!(
-            kill.check(&[file()]),
-            Err(Refused::Descriptors { .. })
-        ));
+        let id = Uuid::nil();
+        for request in [Request::Kill { id }, Request::Usage { id }, shape(SMALL)] {
+            assert_eq!(request.check(&[]), Ok(()));
+            assert!(matches!(
+                request.check(&[file()]),
+                Err(Refused::Descriptors { .. })
+            ));
+        }
     }
 
     #[test]
-    fn worker_of_an_impossible_shape_is_refused() {
-        let spec = WorkerSpec {
-            vcpus: 0,
-            cpu_millis: 250,
-            mem_mib: 128,
-        };
-        let fds = [file(), file(), file(), file(), socket(), file()];
-        let request = Request::SpawnWorker {
-            id: Uuid::nil(),
-            spec,
-        };
-        assert!(matches!(request.check(&fds), Err(Refused::Spec(_))));
+    fn impossible_shape_is_refused() {
+        for spec in [
+            WorkerSpec { vcpus: 0, ..SMALL },
+            WorkerSpec {
+                cpu_millis: u32::MAX,
+                ..SMALL
+            },
+            WorkerSpec {
+                mem_mib: u32::MAX,
+                ..SMALL
+            },
+        ] {
+            let refused = shape(spec).check(&[]);
+            assert!(matches!(refused, Err(Refused::Spec(_))), "{refused:?}");
+        }
     }
 
     #[test]

@@ -17,7 +17,7 @@ use super::children::Children;
 use super::folders::{FolderError, Folders};
 use super::protocol::{ApplianceSetup, Event, Request, Status};
 use super::signals::Signals;
-use super::spawn::{OURSELVES, Process};
+use super::spawn::{OURSELVES, Process, Role};
 use crate::config::Checked;
 use crate::doctor::kvm::{self, KvmError};
 use crate::exit::{Exit, chain};
@@ -79,7 +79,7 @@ pub fn serve(config: Checked, task: Task) -> Result<Exit, ServeError> {
     let folders = Folders::prepare(&config.paths, uid)?;
     let listener = match task {
         Task::Serve => Some(listen(config.listen)?),
-        Task::BenchColdBoot { .. } => None,
+        Task::Bench(_) => None,
     };
     let signals = Signals::catch().map_err(ServeError::Signals)?;
     let cgroups = match Cgroups::prepare() {
@@ -91,13 +91,18 @@ pub fn serve(config: Checked, task: Task) -> Result<Exit, ServeError> {
     };
     let stdout = match task {
         Task::Serve => Stdio::null(),
-        Task::BenchColdBoot { .. } => Stdio::inherit(),
+        Task::Bench(_) => Stdio::inherit(),
     };
     let appliance =
-        Process::spawn(OURSELVES, "appliance", stdout).map_err(ServeError::Appliance)?;
+        Process::spawn(OURSELVES, Role::Appliance, stdout).map_err(ServeError::Appliance)?;
     appliance
         .send_first(
-            &ApplianceSetup { config, uid, task },
+            &ApplianceSetup {
+                config,
+                uid,
+                cpu: kvm::cpu_digest(&kvm),
+                task: task.clone(),
+            },
             listener.as_ref().map(AsFd::as_fd).as_slice(),
         )
         .map_err(ServeError::Appliance)?;
@@ -112,10 +117,10 @@ pub fn serve(config: Checked, task: Task) -> Result<Exit, ServeError> {
         deadline: None,
     };
     let status = warden.run();
-    let left = warden.children.len();
+    let left = warden.children.busy();
     warden.children.end_all();
     drop(folders);
-    Ok(ended(task, warden.stopping, status, left))
+    Ok(ended(&task, warden.stopping, status, left))
 }
 
 /// The socket of the front door. It is made here, where ports below 1024 may be bound, and first, so that
@@ -138,13 +143,13 @@ fn raise_descriptor_limit() {
 }
 
 /// What the end of the appliance process means for ours.
-fn ended(task: Task, stopping: bool, status: Status, left: usize) -> Exit {
+fn ended(task: &Task, stopping: bool, status: Status, left: usize) -> Exit {
     if left > 0 {
         tracing::warn!("{left} processes were still running and have been killed");
     }
     match (status, task) {
         (Status::Code(0), _) if stopping => Exit::Ok,
-        (Status::Code(0), Task::BenchColdBoot { .. }) => Exit::Ok,
+        (Status::Code(0), Task::Bench(_)) => Exit::Ok,
         (Status::Code(code), _) if code != 0 => Exit::from_code(code),
         _ => {
             tracing::error!("The appliance process ended with {status}");
@@ -264,6 +269,10 @@ impl Warden {
                 Ok(Some(message)) => self.on_message(message),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
                 Ok(None) => return self.close(),
+                // It ended with answers unread.
+                Err(error) if error.kind() == io::ErrorKind::ConnectionReset => {
+                    return self.close();
+                }
                 Err(error) => {
                     tracing::error!("Cannot read from the appliance process: {error}");
                     return self.close();
@@ -290,12 +299,27 @@ impl Warden {
         };
         let checked = request.check(&message.fds);
         match request {
-            Request::SpawnWorker { id, spec } => {
-                let result = checked.map_err(Into::into).and_then(|()| {
-                    self.children
-                        .spawn_worker(id, spec, &message.fds, &self.kvm)
-                });
+            Request::SpawnWorker { id } => {
+                let result = checked
+                    .map_err(Into::into)
+                    .and_then(|()| self.children.spawn_worker(id, &message.fds, &self.kvm));
                 self.answer(id, result);
+            }
+            Request::Shape { id, spec } => {
+                let result = checked
+                    .map_err(Into::into)
+                    .and_then(|()| self.children.shape(id, spec));
+                self.tell(&match result {
+                    Ok(()) => Event::Shaped { id },
+                    Err(error) => Event::ShapeFailed {
+                        id,
+                        message: chain(&error),
+                    },
+                });
+            }
+            Request::Usage { id } => {
+                let usage = self.children.usage(id);
+                self.tell(&Event::Usage { id, usage });
             }
             Request::SpawnImageWorker { id, job } => {
                 let result = checked
@@ -378,7 +402,7 @@ mod tests {
 
     /// A warden whose appliance is `cat`: it ends when its input does.
     fn warden() -> (Warden, OwnedFd) {
-        let mut appliance = Process::spawn("/bin/cat", "-", Stdio::null()).unwrap();
+        let mut appliance = Process::start("/bin/cat", "-", &[], Stdio::null()).unwrap();
         // Our end of a pair of our own in the place of cat's, so that the test can speak for it.
         let (ours, theirs) = channel::pair().unwrap();
         let kept = appliance.socket.replace(ours);
@@ -414,20 +438,13 @@ mod tests {
     fn hostile_request_is_refused_and_the_next_one_is_still_answered() {
         let (mut warden, appliance) = warden();
         let id = Uuid::new_v4();
-        let spawn = Request::SpawnWorker {
-            id,
-            spec: crate::worker::spec::WorkerSpec {
-                vcpus: 1,
-                cpu_millis: 100,
-                mem_mib: 128,
-            },
-        };
+        let spawn = Request::SpawnWorker { id };
         let send = |request: &Request, fds: &[BorrowedFd<'_>]| {
             let bytes = serde_json::to_vec(request).unwrap();
             channel::send(appliance.as_fd(), &bytes, fds, true).unwrap();
         };
         send(&spawn, &[]);
-        send(&spawn, &[appliance.as_fd(); 6]);
+        send(&spawn, &[appliance.as_fd(); 3]);
         send(&Request::Kill { id: Uuid::new_v4() }, &[appliance.as_fd()]);
         warden.on_socket(PollFlags::IN);
         let refusals = events(&appliance);
@@ -438,7 +455,7 @@ mod tests {
                 "{event:?}"
             );
         }
-        assert_eq!(warden.children.len(), 0);
+        assert_eq!(warden.children.watched().count(), 0);
     }
 
     #[test]
@@ -463,16 +480,16 @@ mod tests {
 
     #[test]
     fn end_of_the_appliance_decides_the_exit_code() {
-        let serve = |stopping, status| ended(Task::Serve, stopping, status, 0);
+        let serve = |stopping, status| ended(&Task::Serve, stopping, status, 0);
         assert_eq!(serve(true, Status::Code(0)), Exit::Ok);
         assert_eq!(serve(false, Status::Code(0)), Exit::Internal);
         assert_eq!(serve(false, Status::Code(1)), Exit::Failed);
         assert_eq!(serve(false, Status::Code(134)), Exit::Internal);
         assert_eq!(serve(true, Status::Signal(9)), Exit::Internal);
-        let bench = Task::BenchColdBoot {
-            count: 1,
+        let bench = Task::Bench(crate::bench::Plan {
+            measure: crate::bench::Measure::ColdBoot { count: 1 },
             json: false,
-        };
-        assert_eq!(ended(bench, false, Status::Code(0), 0), Exit::Ok);
+        });
+        assert_eq!(ended(&bench, false, Status::Code(0), 0), Exit::Ok);
     }
 }

@@ -14,6 +14,39 @@ use crate::telemetry::{FILTER_VARIABLE, FORMAT_VARIABLE};
 /// The running file itself, even when an upgrade has put another one at its path.
 pub const OURSELVES: &str = "/proc/self/exe";
 
+/// What a child is for: the name of its command.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    Appliance,
+    Worker,
+    ImageWorker,
+}
+
+impl Role {
+    fn command(self) -> &'static str {
+        match self {
+            Self::Appliance => "appliance",
+            Self::Worker => "worker",
+            Self::ImageWorker => "image-worker",
+        }
+    }
+
+    /// There is one worker per session, so each page that its allocator keeps counts. One arena is
+    /// enough for threads that rarely allocate, large buffers go back to the kernel when they are
+    /// freed, and so does the end of the heap (mallopt(3)).
+    fn environment(self) -> &'static [(&'static str, &'static str)] {
+        match self {
+            Self::Worker => &[
+                ("MALLOC_ARENA_MAX", "1"),
+                ("MALLOC_MMAP_THRESHOLD_", "32768"),
+                ("MALLOC_TOP_PAD_", "4096"),
+                ("MALLOC_TRIM_THRESHOLD_", "8192"),
+            ],
+            Self::Appliance | Self::ImageWorker => &[],
+        }
+    }
+}
+
 /// A child with a descriptor that cannot come to mean another process, and our end of its socket.
 #[derive(Debug)]
 pub struct Process {
@@ -29,10 +62,20 @@ impl Process {
     ///
     /// No `pre_exec` and no ids: the standard library then uses `posix_spawn`, whose cost does not
     /// grow with the memory of this process. The child gives up its ids itself.
-    pub fn spawn(program: &str, role: &str, stdout: Stdio) -> io::Result<Self> {
+    pub fn spawn(program: &str, role: Role, stdout: Stdio) -> io::Result<Self> {
+        Self::start(program, role.command(), role.environment(), stdout)
+    }
+
+    pub(super) fn start(
+        program: &str,
+        argument: &str,
+        environment: &[(&str, &str)],
+        stdout: Stdio,
+    ) -> io::Result<Self> {
         let (ours, theirs) = channel::pair()?;
         let mut command = Command::new(program);
-        command.arg0("cabana").arg(role).env_clear();
+        command.arg0("cabana").arg(argument).env_clear();
+        command.envs(environment.iter().copied());
         for name in [
             FILTER_VARIABLE,
             FORMAT_VARIABLE,
@@ -127,7 +170,7 @@ mod tests {
 
     #[test]
     fn child_sees_the_end_of_its_input_when_our_end_is_closed() {
-        let mut process = Process::spawn("/bin/cat", "-", Stdio::null()).unwrap();
+        let mut process = Process::start("/bin/cat", "-", &[], Stdio::null()).unwrap();
         assert_eq!(process.try_wait().unwrap(), None);
         process.socket = None;
         let mut fds = [PollFd::new(&process.pidfd, PollFlags::IN)];
@@ -141,7 +184,7 @@ mod tests {
 
     #[test]
     fn child_is_gone_when_its_handle_is_dropped() {
-        let process = Process::spawn("/bin/cat", "-", Stdio::null()).unwrap();
+        let process = Process::start("/bin/cat", "-", &[], Stdio::null()).unwrap();
         let folder = format!("/proc/{}", process.id());
         assert!(std::path::Path::new(&folder).exists());
         drop(process);
@@ -152,7 +195,7 @@ mod tests {
     fn child_inherits_neither_our_files_nor_our_end_of_its_socket() {
         use std::os::linux::fs::MetadataExt;
         let file = tempfile::tempfile().unwrap();
-        let process = Process::spawn("/bin/cat", "-", Stdio::null()).unwrap();
+        let process = Process::start("/bin/cat", "-", &[], Stdio::null()).unwrap();
         let ours = rustix::fs::fstat(process.socket.as_ref().unwrap())
             .unwrap()
             .st_ino;

@@ -3,7 +3,7 @@
 //! Everything that arrives was written by a guest and may be hostile: frames are length-checked
 //! before anything is allocated, and a stream that breaks the rules is given up.
 
-use std::io;
+use std::io::{self, Write as _};
 use std::path::PathBuf;
 
 use tokio::io::Interest;
@@ -51,7 +51,7 @@ pub struct Control {
 }
 
 impl Control {
-    pub fn new(socket: PathBuf) -> Self {
+    fn new(socket: PathBuf) -> Self {
         Self {
             socket,
             stream: None,
@@ -59,6 +59,17 @@ impl Control {
             input: Vec::new(),
             output: Vec::new(),
         }
+    }
+
+    /// Asks for the stream at once, which the worker need not have begun to serve.
+    pub fn connect(socket: PathBuf) -> io::Result<Self> {
+        let mut stream = std::os::unix::net::UnixStream::connect(&socket)?;
+        stream.write_all(greeting().as_bytes())?;
+        stream.set_nonblocking(true)?;
+        Ok(Self {
+            stream: Some(UnixStream::from_std(stream)?),
+            ..Self::new(socket)
+        })
     }
 
     pub fn is_open(&self) -> bool {
@@ -95,8 +106,7 @@ impl Control {
                 .await
                 .map_err(ControlError::Connect)?;
             self.stream = Some(stream);
-            let listen = format!("LISTEN {}\n", wire::port::CONTROL);
-            self.output.splice(0..0, listen.into_bytes());
+            self.output.splice(0..0, greeting().into_bytes());
         }
         let Self {
             stream: Some(stream),
@@ -141,6 +151,11 @@ impl Control {
             }
         }
     }
+}
+
+/// Asks for the guest's next connection to the control port.
+fn greeting() -> String {
+    format!("LISTEN {}\n", wire::port::CONTROL)
 }
 
 fn check_answer(line: &[u8]) -> Result<(), ControlError> {

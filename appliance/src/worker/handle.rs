@@ -1,91 +1,53 @@
-//! Starting a worker and holding on to it.
+//! Holding on to a worker.
 //!
-//! A launch makes everything that the worker lives on: a folder with its socket and console file,
-//! an empty disk, copies of the sealed guest. From then on one task (`supervisor`) owns it, and
-//! whatever happens to the caller, that task ends the worker and removes all of it.
+//! One task (`supervisor`) owns it. Whatever happens to those who hold a handle, that task ends the
+//! worker and removes all of it.
 
-use std::fs::{DirBuilder, File};
+use std::fs::File;
 use std::io;
-use std::os::fd::OwnedFd;
-use std::os::unix::fs::DirBuilderExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::sync::{mpsc, watch};
 use uuid::Uuid;
-use wire::ContainerSpec;
 
 use super::console::{self, Ring};
-use super::control::{Control, MAX_ANSWER_BYTES};
+use super::control::MAX_ANSWER_BYTES;
 use super::exit::WorkerExit;
-use super::spec::WorkerSpec;
-use super::supervisor::{Command, Supervisor};
-use crate::config::Paths;
-use crate::guest::{Guest, GuestError};
-use crate::images;
-use crate::warden::client::{ImageJobError, SpawnError, WardenClient};
-
-/// Events that wait for their reader; a worker has no more than six in its life.
-const EVENTS: usize = 8;
-const COMMANDS: usize = 16;
-
-/// Starts workers. Cheap to clone.
-#[derive(Debug, Clone)]
-pub struct WorkerHost {
-    warden: WardenClient,
-    guest: Guest,
-    paths: Arc<Paths>,
-}
-
-/// What a session needs from its worker.
-#[derive(Debug)]
-pub struct LaunchRequest {
-    /// The worker's own id, a new one for every launch.
-    pub id: Uuid,
-    /// The read-only squashfs.
-    pub root_image: File,
-    pub vcpus: u8,
-    pub cpu_millis: u32,
-    pub mem_mib: u32,
-    pub container: ContainerSpec,
-}
+use super::launch::SaveFiles;
+use super::orders::{Order, OrderError, Orders};
+use super::supervisor::Command;
+use crate::warden::client::WardenClient;
+use crate::warden::protocol::Usage;
 
 /// What a worker tells whoever launched it, in this order. Output is kept for
 /// [`Worker::console_tail`] and told to nobody.
 #[derive(Debug)]
 pub enum WorkerEvent {
-    /// The agent answered; `elapsed` counts from the call of [`WorkerHost::launch`].
-    Booted { elapsed: Duration },
+    /// The agent answered. `elapsed` counts from the call of
+    /// [`WorkerHost::launch`](super::WorkerHost::launch), and `steps` say where all of it went.
+    Booted {
+        elapsed: Duration,
+        steps: Vec<(String, Duration)>,
+    },
+    /// The guest has an identity of its own. Nothing of a tenant ran in it before.
+    Renewed { elapsed: Duration },
     /// The container's process runs.
     Started,
     /// The target port accepts.
     Ready,
+    /// A golden is where it is to be saved.
+    Held,
     /// The container's first process ended. The guest is still there until it is stopped.
     ContainerExited(wire::Exit),
-    /// The container could not be started, for example because its command does not exist.
+    /// The guest could not be given an identity, and is killed; or its container could not be
+    /// started, for example because its command does not exist.
     StartFailed { message: String },
     /// Always the last: the process, its cgroup, sockets, disk and folder are removed.
     Gone(WorkerExit),
-}
-
-/// Why there is no worker. Nothing of it is left.
-#[derive(Debug, thiserror::Error)]
-pub enum LaunchError {
-    #[error("Cannot prepare the worker's folder {}", path.display())]
-    Folder { path: PathBuf, source: io::Error },
-    #[error("No worker can have this shape: {0}")]
-    Shape(String),
-    #[error("Cannot prepare the worker's disk")]
-    Disk(#[from] GuestError),
-    #[error("Cannot copy a descriptor")]
-    Descriptor(#[source] io::Error),
-    #[error("Cannot spawn the worker")]
-    Spawn(#[from] SpawnError),
-    #[error("The launch was interrupted")]
-    Interrupted,
 }
 
 /// Why there is no stream to the container's port.
@@ -100,141 +62,13 @@ pub enum ConnectError {
     Socket(#[source] io::Error),
 }
 
-impl WorkerHost {
-    pub fn new(warden: WardenClient, guest: Guest, paths: Paths) -> io::Result<Self> {
-        match private_folder(&paths.workers) {
-            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
-            _ => {}
-        }
-        Ok(Self {
-            warden,
-            guest,
-            paths: Arc::new(paths),
-        })
-    }
-
-    /// Starts a worker and its container. The events come on the receiver; when that and every
-    /// [`Worker`] are dropped, the worker is killed.
-    pub async fn launch(
-        &self,
-        request: LaunchRequest,
-    ) -> Result<(Worker, mpsc::Receiver<WorkerEvent>), LaunchError> {
-        let host = self.clone();
-        // On a task of its own: a caller that goes away half way must not leave half a worker.
-        let launch = tokio::spawn(async move { host.launch_now(request).await });
-        launch.await.map_err(|_| LaunchError::Interrupted)?
-    }
-
-    /// Runs one image job in a process of its own; see [`WardenClient::run_image_job`].
-    pub async fn run_image_job(
-        &self,
-        job: images::Job,
-        fds: Vec<OwnedFd>,
-    ) -> Result<images::JobReport, ImageJobError> {
-        self.warden.run_image_job(job, fds).await
-    }
-
-    async fn launch_now(
-        &self,
-        request: LaunchRequest,
-    ) -> Result<(Worker, mpsc::Receiver<WorkerEvent>), LaunchError> {
-        let launched = Instant::now();
-        let LaunchRequest {
-            id,
-            root_image,
-            vcpus,
-            cpu_millis,
-            mem_mib,
-            container,
-        } = request;
-        let spec = WorkerSpec {
-            vcpus,
-            cpu_millis,
-            mem_mib,
-        };
-        if let Some(objection) = spec.objection() {
-            return Err(LaunchError::Shape(objection));
-        }
-        let folder = RunFolder::create(&self.paths.workers, id)?;
-        let (fds, serial) = self.descriptors(&folder, root_image)?;
-        let ended = self.warden.spawn_worker(id, spec, fds).await?;
-
-        let (events, receiver) = mpsc::channel(EVENTS);
-        let (commands, inbox) = mpsc::channel(COMMANDS);
-        let (gone_sender, gone) = watch::channel(None);
-        let socket = folder.socket();
-        let shared = Shared {
-            socket: socket.clone(),
-            output: Mutex::default(),
-            serial,
-        };
-        let worker = Worker {
-            shared: Arc::new(shared),
-            commands,
-            gone,
-        };
-        let supervisor = Supervisor {
-            id,
-            launched,
-            container,
-            warden: self.warden.clone(),
-            control: Control::new(socket),
-            ended,
-            commands: inbox,
-            events,
-            shared: Arc::clone(&worker.shared),
-            gone: gone_sender,
-            folder,
-        };
-        tokio::spawn(supervisor.run());
-        Ok((worker, receiver))
-    }
-
-    /// In the order of `WorkerFd::FROM_APPLIANCE`, and a second descriptor of the console.
-    fn descriptors(
-        &self,
-        folder: &RunFolder,
-        root_image: File,
-    ) -> Result<(Vec<OwnedFd>, File), LaunchError> {
-        let failed = |source| LaunchError::Folder {
-            path: folder.path.clone(),
-            source,
-        };
-        let vsock = std::os::unix::net::UnixListener::bind(folder.socket()).map_err(failed)?;
-        let console = File::options()
-            .read(true)
-            .write(true)
-            .create_new(true)
-            .open(folder.path.join("console.log"))
-            .map_err(failed)?;
-        let serial = console.try_clone().map_err(LaunchError::Descriptor)?;
-        let kernel = self
-            .guest
-            .kernel()
-            .try_clone()
-            .map_err(LaunchError::Descriptor)?;
-        let initramfs = self
-            .guest
-            .initramfs()
-            .try_clone()
-            .map_err(LaunchError::Descriptor)?;
-        let scratch = self.guest.new_disk(&self.paths.disks)?;
-        let fds = vec![
-            kernel.into(),
-            initramfs.into(),
-            root_image.into(),
-            scratch.into(),
-            vsock.into(),
-            console.into(),
-        ];
-        Ok((fds, serial))
-    }
-}
-
 /// What every clone of a [`Worker`] and its supervisor look at.
 #[derive(Debug)]
 pub(super) struct Shared {
+    pub id: Uuid,
     pub socket: PathBuf,
+    pub orders: Orders,
+    pub warden: WardenClient,
     pub output: Mutex<Ring>,
     pub serial: File,
 }
@@ -243,12 +77,17 @@ pub(super) struct Shared {
 /// are gone, it is killed.
 #[derive(Debug, Clone)]
 pub struct Worker {
-    shared: Arc<Shared>,
-    commands: mpsc::Sender<Command>,
-    gone: watch::Receiver<Option<WorkerExit>>,
+    pub(super) shared: Arc<Shared>,
+    pub(super) commands: mpsc::Sender<Command>,
+    pub(super) gone: watch::Receiver<Option<WorkerExit>>,
 }
 
 impl Worker {
+    /// The process's own id, new for every launch.
+    pub fn id(&self) -> Uuid {
+        self.shared.id
+    }
+
     /// A stream to the container's port, raw from its first byte. Both ends may half-close.
     pub async fn connect(&self) -> Result<UnixStream, ConnectError> {
         if self.gone.borrow().is_some() {
@@ -278,6 +117,56 @@ impl Worker {
         let _ = self.commands.send(Command::Stop { grace }).await;
         let mut gone = self.gone.clone();
         let _ = gone.wait_for(Option::is_some).await;
+    }
+
+    /// Ends it at once, whatever runs in it. Returns when everything is removed.
+    pub async fn kill(&self) {
+        let _ = self.commands.send(Command::Kill).await;
+        let mut gone = self.gone.clone();
+        let _ = gone.wait_for(Option::is_some).await;
+    }
+
+    /// Stops the guest between two instructions, its devices too. Its clocks go on. Pausing a
+    /// paused guest changes nothing.
+    pub async fn pause(&self) -> Result<(), OrderError> {
+        self.order(Order::Pause, Vec::new()).await
+    }
+
+    /// Lets a paused guest go on.
+    #[cfg_attr(
+        not(test),
+        expect(
+            dead_code,
+            reason = "the other half of `pause`; no pool pauses sessions yet"
+        )
+    )]
+    pub async fn resume(&self) -> Result<(), OrderError> {
+        self.order(Order::Resume, Vec::new()).await
+    }
+
+    /// Writes the guest, which must be paused and stays so, to empty files.
+    pub async fn save(&self, to: SaveFiles) -> Result<(), OrderError> {
+        let SaveFiles {
+            state,
+            memory,
+            disk,
+        } = to;
+        let fds = vec![state.into(), memory.into(), disk.into()];
+        self.order(Order::Save, fds).await
+    }
+
+    /// Writes down which pages the guest, a paused fork, has touched since it was restored.
+    pub async fn save_working_set(&self, to: File) -> Result<(), OrderError> {
+        self.order(Order::SaveWorkingSet, vec![to.into()]).await
+    }
+
+    /// The memory of its process; `None` when it is gone.
+    pub async fn usage(&self) -> Option<Usage> {
+        self.shared.warden.usage(self.shared.id).await
+    }
+
+    async fn order(&self, order: Order, fds: Vec<std::os::fd::OwnedFd>) -> Result<(), OrderError> {
+        self.shared.orders.give(order, fds).await.map(|_| ())
     }
 
     /// The last lines of the container's output, or of the kernel when the container wrote none.
@@ -332,38 +221,6 @@ async fn read_answer(stream: &mut UnixStream) -> Result<(), ConnectError> {
     }
 }
 
-/// A worker's folder below the run folder; removed when dropped.
-#[derive(Debug)]
-pub(super) struct RunFolder {
-    path: PathBuf,
-}
-
-impl RunFolder {
-    fn create(workers: &Path, id: Uuid) -> Result<Self, LaunchError> {
-        let path = workers.join(id.simple().to_string());
-        match private_folder(&path) {
-            Ok(()) => Ok(Self { path }),
-            Err(source) => Err(LaunchError::Folder { path, source }),
-        }
-    }
-
-    fn socket(&self) -> PathBuf {
-        self.path.join("vsock.sock")
-    }
-}
-
-impl Drop for RunFolder {
-    fn drop(&mut self) {
-        if let Err(error) = std::fs::remove_dir_all(&self.path) {
-            tracing::warn!("Cannot remove {}: {error}", self.path.display());
-        }
-    }
-}
-
-fn private_folder(path: &Path) -> io::Result<()> {
-    DirBuilder::new().mode(0o700).create(path)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -402,20 +259,5 @@ mod tests {
             answered(&[b'x'; 64]).await.0,
             Err(ConnectError::Socket(_))
         ));
-    }
-
-    #[test]
-    fn folder_of_a_worker_is_private_and_gone_when_dropped() {
-        use std::os::unix::fs::PermissionsExt;
-        let workers = tempfile::tempdir().unwrap();
-        let folder = RunFolder::create(workers.path(), Uuid::new_v4()).unwrap();
-        std::fs::write(folder.path.join("console.log"), "x").unwrap();
-        let mode = std::fs::metadata(&folder.path)
-            .unwrap()
-            .permissions()
-            .mode();
-        assert_eq!(mode & 0o7777, 0o700);
-        drop(folder);
-        assert_eq!(std::fs::read_dir(workers.path()).unwrap().count(), 0);
     }
 }

@@ -1,17 +1,34 @@
 //! `cabana worker`: the process that is one microVM.
 //!
-//! Its standard input is the warden's socket. The first message brings everything it will ever
-//! have; from then on it opens nothing by path. When the socket closes, whoever closed it, the
-//! microVM is stopped and the process ends: no worker outlives its warden.
+//! Its standard input is the warden's socket. The first message brings what every worker needs: the
+//! host's ends of the guest's vsock and console, the orders socket, and `/dev/kvm`. It gives up
+//! its privileges, makes a virtual machine with nothing in it, and waits: it is a spare. The order
+//! to boot or to restore a guest brings the files that the guest is made of. When the warden's
+//! socket closes, whoever closed it, the microVM is stopped and the process ends: no worker
+//! outlives its warden.
+//!
+//! It opens nothing by path, with one exception: `/proc/self/pagemap`, when it is ordered to write
+//! down its guest's working set, which only a trial is. Not before: a descriptor that was opened
+//! with privileges would go on showing physical addresses (`CAP_SYS_ADMIN` of whoever opened it
+//! counts, Documentation/admin-guide/mm/pagemap.rst), and no worker needs those.
+//!
+//! Threads: the first one waits for the guest's end, one carries out orders and watches the
+//! warden's socket, the others are the microVM's.
 
 use std::ffi::CStr;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixListener;
 use std::time::{Duration, Instant};
 
-use vmm::{BlockConfig, Vm, VmConfig, VmExit, VmHandle};
+use rustix::process::DumpableBehavior;
+use vmm::{
+    BlankMachine, BlockConfig, RestoreConfig, SnapshotFiles, Vm, VmConfig, VmExit, VmHandle,
+};
 
+use super::orders::server::{Desk, Heard};
+use super::orders::{Answer, Order, files};
 use super::spec::{WorkerFd, WorkerReport, WorkerSetup, WorkerSpec};
 use crate::exit::{Exit, Failure, chain};
 use crate::warden::channel;
@@ -20,25 +37,25 @@ use crate::{privileges, telemetry};
 
 /// How long the vCPUs may take to stop once nobody is there to be told.
 const STOP_LIMIT: Duration = Duration::from_secs(5);
+/// Orders are carried out without deep calls; what is not touched takes no memory.
+const STACK_BYTES: usize = 256 << 10;
 
 /// Runs until the guest ends or the warden goes away.
 pub fn run() -> Result<Exit, Failure> {
-    let Some((socket, setup, fds)) = first_message::<WorkerSetup>(c"cabana:worker")? else {
+    let Some((socket, setup, fds)) = first_message::<WorkerSetup>(c"cabana:spare")? else {
         return Ok(Exit::Ok);
     };
-    privileges::drop_to(setup.uid).map_err(|error| Failure::of(Exit::Internal, &error))?;
-    telemetry::start();
-    let begun = Instant::now();
-    let report = match start(&setup.spec, fds) {
-        Ok(vm) => {
-            tracing::debug!(worker = %setup.id, elapsed = ?begun.elapsed(), "Guest runs");
-            watch(&socket, vm.handle()).map_err(|error| Failure::of(Exit::Internal, &error))?;
-            report(vm.wait())
-        }
+    let internal = |error: &dyn std::error::Error| Failure::of(Exit::Internal, error);
+    privileges::drop_to(setup.uid).map_err(|error| internal(&error))?;
+    telemetry::start_small();
+    let say = socket.try_clone().map_err(|error| internal(&error))?;
+    let report = match guest(socket, fds).map_err(|error| internal(&error))? {
+        Ok(None) => return Ok(Exit::Ok),
+        Ok(Some(vm)) => report(vm.wait()),
         Err(what) => WorkerReport::NotStarted { what },
     };
     tracing::debug!(worker = %setup.id, ?report, "Guest ended");
-    say(&socket, report);
+    self::say(&say, report);
     Ok(Exit::Ok)
 }
 
@@ -65,58 +82,233 @@ pub fn first_message<S: serde::de::DeserializeOwned>(
     Ok(Some((socket, setup, message.fds)))
 }
 
-fn start(spec: &WorkerSpec, fds: Vec<OwnedFd>) -> Result<Vm, String> {
-    let mut files = Vec::new();
-    let mut vsock = None;
-    let roles = WorkerFd::FROM_APPLIANCE.into_iter().chain([WorkerFd::Kvm]);
-    for (role, fd) in roles.zip(fds) {
-        match role {
-            WorkerFd::Vsock => vsock = Some(fd.into()),
-            _ => files.push(File::from(fd)),
-        }
-    }
-    let (Ok([kernel, initramfs, root, scratch, console, kvm]), Some(vsock)) =
-        (<[File; 6]>::try_from(files), vsock)
-    else {
-        return Err("The warden sent too few descriptors".to_owned());
-    };
-    let memory = vmm::memory::create(spec.mem_mib)
-        .map_err(|error| format!("Cannot get {} MiB of memory: {error}", spec.mem_mib))?;
-    Vm::start(VmConfig {
-        kvm,
-        memory,
-        mem_mib: spec.mem_mib,
-        vcpus: spec.vcpus,
-        kernel,
-        initramfs,
-        cmdline: String::new(),
-        blocks: vec![
-            BlockConfig {
-                file: root,
-                read_only: true,
-            },
-            BlockConfig {
-                file: scratch,
-                read_only: false,
-            },
-        ],
-        vsock,
-        console,
-    })
-    .map_err(|error| chain(&error))
+/// What there is of a microVM before anybody says what shall run in it.
+struct Blank {
+    machine: BlankMachine,
+    vsock: UnixListener,
+    console: File,
 }
 
-/// Stops the microVM when the socket closes or says anything.
-fn watch(socket: &OwnedFd, vm: VmHandle) -> io::Result<()> {
-    let socket = socket.try_clone()?;
-    let thread = std::thread::Builder::new().name("warden-watch".to_owned());
+impl Blank {
+    /// With the listening socket that orders come to.
+    fn make(fds: Vec<OwnedFd>) -> Result<(Self, OwnedFd), String> {
+        // `WorkerFd::FROM_APPLIANCE`, and what the warden adds.
+        const COUNT: usize = WorkerFd::FROM_APPLIANCE.len() + 1;
+        let Ok([vsock, console, orders, kvm]) = <[OwnedFd; COUNT]>::try_from(fds) else {
+            return Err("The warden sent too few descriptors".to_owned());
+        };
+        let machine = BlankMachine::create(&File::from(kvm)).map_err(|error| chain(&error))?;
+        let blank = Self {
+            machine,
+            vsock: vsock.into(),
+            console: console.into(),
+        };
+        Ok((blank, orders))
+    }
+
+    fn boot(self, spec: &WorkerSpec, files: [File; 4]) -> Result<(Vm, Steps), String> {
+        let [kernel, initramfs, root, scratch] = files;
+        let memory = vmm::memory::create(spec.mem_mib)
+            .map_err(|error| format!("Cannot get {} MiB of memory: {error}", spec.mem_mib))?;
+        let vm = Vm::start(VmConfig {
+            machine: self.machine,
+            memory,
+            mem_mib: spec.mem_mib,
+            vcpus: spec.vcpus,
+            kernel,
+            initramfs,
+            cmdline: String::new(),
+            blocks: vec![root_disk(root), writable_disk(scratch, None)],
+            vsock: self.vsock,
+            console: self.console,
+        })
+        .map_err(|error| chain(&error))?;
+        Ok((vm, Vec::new()))
+    }
+
+    fn restore(
+        self,
+        spec: &WorkerSpec,
+        files: [File; 5],
+        working_set: Option<File>,
+    ) -> Result<(Vm, Steps), String> {
+        let [state, memory, root, base, disk] = files;
+        // The limits of this process were set for the shape that was asked for.
+        let wanted = u64::from(spec.mem_mib) << 20;
+        let found = memory.metadata().map_err(|error| error.to_string())?.len();
+        if found != wanted {
+            return Err(format!(
+                "The snapshot has {found} bytes of memory, not {wanted}"
+            ));
+        }
+        let (vm, steps) = Vm::restore(RestoreConfig {
+            machine: self.machine,
+            state,
+            memory,
+            blocks: vec![root_disk(root), writable_disk(disk, Some(base))],
+            vsock: self.vsock,
+            console: self.console,
+            working_set,
+        })
+        .map_err(|error| chain(&error))?;
+        Ok((vm, steps.0))
+    }
+}
+
+/// Where the time went.
+type Steps = Vec<(&'static str, Duration)>;
+
+fn root_disk(file: File) -> BlockConfig {
+    BlockConfig {
+        file,
+        base: None,
+        read_only: true,
+    }
+}
+
+fn writable_disk(file: File, base: Option<File>) -> BlockConfig {
+    BlockConfig {
+        file,
+        base,
+        read_only: false,
+    }
+}
+
+/// Waits as a spare and becomes a guest; `None` when the warden goes away before. The outer error
+/// is about this process, the inner one about the guest, and the appliance has been told.
+fn guest(socket: OwnedFd, fds: Vec<OwnedFd>) -> io::Result<Result<Option<Vm>, String>> {
+    let (blank, orders) = match Blank::make(fds) {
+        Ok(made) => made,
+        Err(what) => return Ok(Err(what)),
+    };
+    let mut desk = Desk::new(socket, orders);
+    let (order, fds) = loop {
+        match desk.next()? {
+            Heard::End => return Ok(Ok(None)),
+            Heard::Order(order @ (Order::Boot { .. } | Order::Restore { .. }), fds) => {
+                break (order, fds);
+            }
+            Heard::Order(order, _) => desk.answer(&cannot(&order, "it has no guest")),
+        }
+    };
+    let begun = Instant::now();
+    // Only for people to look at.
+    let _ = rustix::thread::set_name(c"cabana:worker");
+    match start(blank, order, fds) {
+        Ok((vm, steps)) => {
+            desk.answer(&done(steps, begun));
+            serve(desk, vm.handle())?;
+            Ok(Ok(Some(vm)))
+        }
+        Err(what) => {
+            desk.answer(&Answer::Failed {
+                message: what.clone(),
+            });
+            Ok(Err(what))
+        }
+    }
+}
+
+fn start(blank: Blank, order: Order, mut fds: Vec<OwnedFd>) -> Result<(Vm, Steps), String> {
+    let bad = |error| chain(&error);
+    match order {
+        Order::Boot { spec } => blank.boot(&spec, files(fds).map_err(bad)?),
+        Order::Restore { spec, prefetch } => {
+            let working_set = if prefetch { fds.pop() } else { None };
+            let files = files(fds).map_err(bad)?;
+            blank.restore(&spec, files, working_set.map(File::from))
+        }
+        Order::Pause | Order::Resume | Order::Save | Order::SaveWorkingSet => {
+            Err("There is no guest".to_owned())
+        }
+    }
+}
+
+/// What the steps leave over goes by a name of its own, so that nothing is missing.
+fn done(steps: Steps, begun: Instant) -> Answer {
+    let micros = |time: Duration| u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
+    let known: Duration = steps.iter().map(|(_, time)| *time).sum();
+    let rest = begun.elapsed().saturating_sub(known);
+    let steps = steps.into_iter().chain([("start guest", rest)]);
+    Answer::Done {
+        steps: steps
+            .map(|(name, time)| (name.to_owned(), micros(time)))
+            .collect(),
+    }
+}
+
+fn cannot(order: &Order, why: &str) -> Answer {
+    let message = format!("Cannot {}: {why}", order.what());
+    Answer::Failed { message }
+}
+
+/// Carries out orders until the warden goes away, and then stops the microVM.
+fn serve(mut desk: Desk, vm: VmHandle) -> io::Result<()> {
+    let thread = std::thread::Builder::new()
+        .name("orders".to_owned())
+        .stack_size(STACK_BYTES);
     thread.spawn(move || {
-        let _ = channel::receive(socket.as_fd(), false);
+        loop {
+            match desk.next() {
+                Ok(Heard::Order(order, fds)) => {
+                    let answer = carry_out(&vm, &order, fds);
+                    desk.answer(&answer);
+                }
+                Ok(Heard::End) => break,
+                Err(error) => {
+                    tracing::error!("Cannot wait for orders: {error}");
+                    break;
+                }
+            }
+        }
         vm.stop();
         std::thread::sleep(STOP_LIMIT);
         std::process::exit(Exit::Internal.code().into());
     })?;
     Ok(())
+}
+
+fn carry_out(vm: &VmHandle, order: &Order, fds: Vec<OwnedFd>) -> Answer {
+    let result = match order {
+        Order::Boot { .. } | Order::Restore { .. } => Err("it has a guest already".to_owned()),
+        Order::Pause => vm.pause().map_err(|error| chain(&error)),
+        Order::Resume => vm.resume().map_err(|error| chain(&error)),
+        Order::Save => save(vm, fds),
+        Order::SaveWorkingSet => save_working_set(vm, fds),
+    };
+    match result {
+        Ok(()) => Answer::Done { steps: Vec::new() },
+        Err(why) => cannot(order, &why),
+    }
+}
+
+fn save(vm: &VmHandle, fds: Vec<OwnedFd>) -> Result<(), String> {
+    let [state, memory, disk] = files(fds).map_err(|error| chain(&error))?;
+    let to = SnapshotFiles {
+        state,
+        memory,
+        disks: vec![disk],
+    };
+    vm.save(&to).map_err(|error| chain(&error))
+}
+
+fn save_working_set(vm: &VmHandle, fds: Vec<OwnedFd>) -> Result<(), String> {
+    let [to] = files(fds).map_err(|error| chain(&error))?;
+    let pagemap = open_pagemap().map_err(|error| format!("Cannot open its pagemap: {error}"))?;
+    vm.save_working_set(&pagemap, &to)
+        .map_err(|error| chain(&error))
+}
+
+/// A process that has changed its user id is not dumpable, and then the files of its own folder in
+/// `/proc` belong to root (proc(5)). It is made so for as long as the open takes.
+fn open_pagemap() -> io::Result<File> {
+    let before = rustix::process::dumpable_behavior()?;
+    rustix::process::set_dumpable_behavior(DumpableBehavior::Dumpable)?;
+    let pagemap = File::open("/proc/self/pagemap");
+    if before != DumpableBehavior::Dumpable {
+        rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
+    }
+    pagemap
 }
 
 fn report(exit: VmExit) -> WorkerReport {
@@ -165,5 +357,23 @@ mod tests {
             message.bytes.len()
         );
         serde_json::from_slice::<WorkerReport>(&message.bytes).unwrap();
+    }
+
+    #[test]
+    fn pagemap_opens_and_leaves_the_process_as_it_was() {
+        let before = rustix::process::dumpable_behavior().unwrap();
+        open_pagemap().unwrap();
+        assert_eq!(rustix::process::dumpable_behavior().unwrap(), before);
+    }
+
+    #[test]
+    fn steps_of_an_answer_are_all_of_its_time() {
+        let begun = Instant::now();
+        std::thread::sleep(Duration::from_millis(2));
+        let Answer::Done { steps } = done(vec![("inner", Duration::from_millis(1))], begun) else {
+            panic!("not done");
+        };
+        assert_eq!(steps[0], ("inner".to_owned(), 1000));
+        assert!(steps.iter().map(|(_, micros)| micros).sum::<u64>() >= 2000);
     }
 }

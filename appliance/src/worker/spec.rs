@@ -41,27 +41,63 @@ impl WorkerSpec {
     }
 }
 
-/// The descriptors of a worker, in the order in which they travel. The warden adds the last one.
+/// When the snapshot is taken that sessions are forked from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum ForkPoint {
+    /// The guest is up and nothing of the image has run: sessions share no state of user space.
+    #[default]
+    BeforeStart,
+    /// The container accepts connections: sessions share what its processes had in memory, the
+    /// seeds of their own random generators among it.
+    AfterReady,
+}
+
+impl ForkPoint {
+    const BEFORE_START: &str = "beforeStart";
+    const AFTER_READY: &str = "afterReady";
+}
+
+impl std::fmt::Display for ForkPoint {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::BeforeStart => Self::BEFORE_START,
+            Self::AfterReady => Self::AFTER_READY,
+        })
+    }
+}
+
+/// A text that names no fork point.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("A fork point is `beforeStart` or `afterReady`")]
+pub struct ForkPointError;
+
+impl std::str::FromStr for ForkPoint {
+    type Err = ForkPointError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            Self::BEFORE_START => Ok(Self::BeforeStart),
+            Self::AFTER_READY => Ok(Self::AfterReady),
+            _ => Err(ForkPointError),
+        }
+    }
+}
+
+/// The descriptors that a worker is born with, in the order in which they travel. The warden adds
+/// `/dev/kvm` as the last one. What its guest is made of comes later, with an order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum WorkerFd {
-    Kernel,
-    Initramfs,
-    RootImage,
-    Scratch,
+    /// Listening; the host's side of the guest's vsock.
     Vsock,
+    /// Takes the text of the serial console.
     Console,
-    Kvm,
+    /// Listening; see `orders`.
+    Orders,
 }
 
 impl WorkerFd {
-    pub const FROM_APPLIANCE: [Self; 6] = [
-        Self::Kernel,
-        Self::Initramfs,
-        Self::RootImage,
-        Self::Scratch,
-        Self::Vsock,
-        Self::Console,
-    ];
+    pub const FROM_APPLIANCE: [Self; 3] = [Self::Vsock, Self::Console, Self::Orders];
 }
 
 /// The first message to a worker.
@@ -71,7 +107,6 @@ pub struct WorkerSetup {
     pub id: Uuid,
     /// The user and group to become; absent when the warden is not root.
     pub uid: Option<u32>,
-    pub spec: WorkerSpec,
 }
 
 /// The first message to an image worker. The last descriptor takes the report.
@@ -104,6 +139,20 @@ pub enum WorkerReport {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn fork_point_has_one_spelling_in_text_and_in_json() {
+        for (point, text) in [
+            (ForkPoint::BeforeStart, "beforeStart"),
+            (ForkPoint::AfterReady, "afterReady"),
+        ] {
+            assert_eq!(point.to_string(), text);
+            assert_eq!(text.parse(), Ok(point));
+            assert_eq!(serde_json::to_value(point).unwrap(), text);
+        }
+        assert_eq!("BeforeStart".parse::<ForkPoint>(), Err(ForkPointError));
+        assert_eq!(ForkPoint::default(), ForkPoint::BeforeStart);
+    }
 
     #[test]
     fn shape_outside_its_limits_is_objected_to() {

@@ -1,18 +1,23 @@
 //! The one task that owns a worker from its spawn to its end.
 
 use std::sync::{Arc, PoisonError};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot, watch};
 use tokio::time::{sleep_until, timeout};
 use uuid::Uuid;
-use wire::{ContainerSpec, GuestMessage, HostMessage, timing};
+use wire::{ContainerSpec, HostMessage, timing};
 
 use super::console;
 use super::control::{Control, ControlError};
 use super::exit::WorkerExit;
-use super::handle::{RunFolder, Shared, WorkerEvent};
-use crate::warden::client::{ProcessEnd, WardenClient};
+use super::handle::{Shared, WorkerEvent};
+use super::identity;
+use super::progress::{Act, Awaited, Progress, Told};
+use super::shell::RunFolder;
+use super::steps::Steps;
+use crate::exit::chain;
+use crate::warden::client::{KillOnDrop, ProcessEnd, WardenClient};
 
 /// How long a guest without a control stream may take to end by itself, as it does at power-off.
 const LOST_CONTROL_GRACE: Duration = Duration::from_secs(5);
@@ -24,13 +29,20 @@ const KILL_MARGIN: Duration = Duration::from_secs(2);
 #[derive(Debug)]
 pub(super) enum Command {
     Stop { grace: Duration },
+    Kill,
 }
 
-/// Fields as `handle` made them.
+/// Fields as `host` made them.
 pub(super) struct Supervisor {
     pub id: Uuid,
     pub launched: Instant,
-    pub container: ContainerSpec,
+    /// Until they are told.
+    pub steps: Option<Steps>,
+    /// Until it is sent.
+    pub container: Option<ContainerSpec>,
+    pub progress: Progress,
+    /// Held while the guest comes up.
+    pub turn: Option<OwnedSemaphorePermit>,
     pub warden: WardenClient,
     pub control: Control,
     pub ended: oneshot::Receiver<ProcessEnd>,
@@ -38,112 +50,126 @@ pub(super) struct Supervisor {
     pub events: mpsc::Sender<WorkerEvent>,
     pub shared: Arc<Shared>,
     pub gone: watch::Sender<Option<WorkerExit>>,
+    /// Should this task be lost, the worker goes with it.
+    pub kill: KillOnDrop,
     /// Removes the folder when it is dropped.
     pub folder: RunFolder,
 }
 
-/// How far the guest has come. Each step is taken once, whatever a guest claims.
+/// What will be done if nothing happens.
 #[derive(Debug, Default)]
-struct Progress {
-    booted: bool,
-    started: bool,
-    ready: bool,
-    finished: bool,
+struct Deadlines {
+    /// When the guest has taken too long for what it was asked.
+    guest: Option<(Awaited, tokio::time::Instant)>,
     /// When the worker is killed, if it is still there.
-    kill_at: Option<tokio::time::Instant>,
+    kill: Option<tokio::time::Instant>,
     killed: bool,
 }
 
 impl Supervisor {
     pub async fn run(mut self) {
-        let mut progress = Progress::default();
-        let end = self.supervise(&mut progress).await;
-        self.last_words(&mut progress).await;
+        let mut deadlines = Deadlines::default();
+        let end = self.supervise(&mut deadlines).await;
+        self.turn = None;
+        self.last_words(&mut deadlines).await;
         let serial = console::serial_lines(&self.shared.serial);
-        let exit = WorkerExit::new(end, progress.killed, &serial);
+        let exit = WorkerExit::new(end, deadlines.killed, &serial);
         tracing::info!(worker = %self.id, "Worker ended: {exit}");
+        self.kill.defuse();
         // Removed before anybody is told.
         drop(self.folder);
         let _ = self.gone.send(Some(exit.clone()));
         let _ = self.events.send(WorkerEvent::Gone(exit)).await;
     }
 
-    async fn supervise(&mut self, progress: &mut Progress) -> Option<ProcessEnd> {
+    async fn supervise(&mut self, deadlines: &mut Deadlines) -> Option<ProcessEnd> {
         let mut handles = true;
         loop {
-            let kill_at = progress.kill_at;
+            deadlines.follow(self.progress.awaited());
+            let next = deadlines.next();
             tokio::select! {
                 end = &mut self.ended => return end.ok(),
                 message = self.control.next() => match message {
-                    Ok(message) => self.on_message(progress, message).await,
-                    Err(error) => self.on_lost(progress, &error).await,
+                    Ok(message) => {
+                        let acts = self.progress.on(message);
+                        self.act(deadlines, acts).await;
+                    }
+                    Err(error) => self.on_lost(deadlines, &error).await,
                 },
                 command = self.commands.recv(), if handles => match command {
-                    Some(Command::Stop { grace }) => self.on_stop(progress, grace).await,
+                    Some(Command::Stop { grace }) => self.on_stop(deadlines, grace).await,
+                    Some(Command::Kill) => self.kill(deadlines).await,
                     None => {
                         handles = false;
-                        self.kill(progress).await;
+                        self.kill(deadlines).await;
                     }
                 },
-                () = sleep_until(kill_at.unwrap_or_else(tokio::time::Instant::now)), if kill_at.is_some() => {
-                    tracing::warn!(worker = %self.id, "Worker did not end in time and is killed");
-                    self.kill(progress).await;
+                () = sleep_until(next.unwrap_or_else(tokio::time::Instant::now)), if next.is_some() => {
+                    self.on_late(deadlines).await;
                 }
             }
         }
     }
 
-    async fn on_message(&mut self, progress: &mut Progress, message: GuestMessage) {
-        match message {
-            GuestMessage::Hello { version, uptime_us } if !progress.booted => {
-                progress.booted = true;
-                let elapsed = self.launched.elapsed();
-                tracing::info!(worker = %self.id, ?elapsed, uptime_us, version, "Agent answered");
-                // Boot is our own code and runs at full speed; what follows is the tenant's.
-                self.warden.limit_cpu(self.id).await;
-                self.tell(WorkerEvent::Booted { elapsed }).await;
-                self.start(progress).await;
+    async fn act(&mut self, deadlines: &mut Deadlines, acts: Vec<Act>) {
+        for act in acts {
+            let done = match act {
+                Act::LimitCpu => {
+                    self.warden.limit_cpu(self.id).await;
+                    Ok(())
+                }
+                Act::Renew => self.renew(),
+                Act::Start => self.start(),
+                Act::Freeze => self.send(&HostMessage::Freeze),
+                Act::Up => {
+                    self.turn = None;
+                    Ok(())
+                }
+                Act::Tell(told) => {
+                    self.tell(told).await;
+                    Ok(())
+                }
+                Act::Keep(line) => {
+                    self.keep(&line);
+                    Ok(())
+                }
+                Act::Kill => {
+                    self.kill(deadlines).await;
+                    Ok(())
+                }
+            };
+            if let Err(why) = done {
+                return self.give_up(deadlines, why).await;
             }
-            GuestMessage::Hello { .. } => tracing::info!(worker = %self.id, "Agent is back"),
-            GuestMessage::Started { .. } if !progress.started => {
-                progress.started = true;
-                self.tell(WorkerEvent::Started).await;
-            }
-            GuestMessage::Ready if !progress.ready => {
-                progress.ready = true;
-                let elapsed = self.launched.elapsed();
-                tracing::info!(worker = %self.id, ?elapsed, "Container accepts connections");
-                self.tell(WorkerEvent::Ready).await;
-            }
-            GuestMessage::Output { line, .. } => self.keep(&line),
-            GuestMessage::Exited { exit } if !progress.finished => {
-                progress.finished = true;
-                self.tell(WorkerEvent::ContainerExited(exit)).await;
-            }
-            GuestMessage::Failed { message } if !progress.finished => {
-                progress.finished = true;
-                let message = console::tame(&message);
-                self.tell(WorkerEvent::StartFailed { message }).await;
-            }
-            GuestMessage::Started { .. }
-            | GuestMessage::Ready
-            | GuestMessage::Exited { .. }
-            | GuestMessage::Failed { .. }
-            | GuestMessage::Unknown => {}
         }
     }
 
-    async fn start(&mut self, progress: &mut Progress) {
-        let mut spec = std::mem::take(&mut self.container);
-        let now = SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .unwrap_or_default();
-        spec.unix_time_ns = u64::try_from(now.as_nanos()).unwrap_or(0);
-        if let Err(error) = self.control.send(&HostMessage::Start(Box::new(spec))) {
-            progress.finished = true;
-            let message = format!("The container's settings do not fit a message: {error}");
-            self.tell(WorkerEvent::StartFailed { message }).await;
+    async fn give_up(&mut self, deadlines: &mut Deadlines, why: String) {
+        // What remains is to tell and to kill; neither can fail.
+        for act in self.progress.fail(why) {
+            match act {
+                Act::Tell(told) => self.tell(told).await,
+                _ => self.kill(deadlines).await,
+            }
         }
+    }
+
+    /// The identity is drawn here, at the last moment: it holds the time.
+    fn renew(&mut self) -> Result<(), String> {
+        let identity = identity::draw(self.id)
+            .map_err(|error| format!("The host could not draw an identity: {error}"))?;
+        self.send(&HostMessage::Renew(Box::new(identity)))
+    }
+
+    fn start(&mut self) -> Result<(), String> {
+        let spec = self.container.take().unwrap_or_default();
+        self.send(&HostMessage::Start(Box::new(spec)))
+    }
+
+    fn send(&mut self, message: &HostMessage) -> Result<(), String> {
+        self.control
+            .send(message)
+            .map_err(|error| format!("The container's settings do not fit a message: {error}"))
     }
 
     fn keep(&self, line: &str) {
@@ -155,53 +181,126 @@ impl Supervisor {
         output.push(console::tame(line));
     }
 
-    async fn on_lost(&mut self, progress: &mut Progress, error: &ControlError) {
-        tracing::debug!(worker = %self.id, "{}", crate::exit::chain(error));
+    async fn tell(&mut self, told: Told) {
+        let elapsed = self.launched.elapsed();
+        let event = match told {
+            Told::Booted { version, uptime_us } => {
+                let steps = self.steps.take().map(|mut steps| {
+                    steps.lap("agent");
+                    steps.into_laps()
+                });
+                let steps = steps.unwrap_or_default();
+                // Measured once, so that the steps are all of it.
+                let elapsed = steps.iter().map(|(_, time)| *time).sum();
+                tracing::info!(worker = %self.id, ?elapsed, uptime_us, version, "Agent answered");
+                WorkerEvent::Booted { elapsed, steps }
+            }
+            Told::Renewed => {
+                tracing::info!(worker = %self.id, ?elapsed, "Guest is renewed");
+                WorkerEvent::Renewed { elapsed }
+            }
+            Told::Started => WorkerEvent::Started,
+            Told::Ready => {
+                tracing::info!(worker = %self.id, ?elapsed, "Container accepts connections");
+                WorkerEvent::Ready
+            }
+            Told::Held => {
+                tracing::info!(worker = %self.id, ?elapsed, "Golden is held");
+                WorkerEvent::Held
+            }
+            Told::Exited(exit) => WorkerEvent::ContainerExited(exit),
+            Told::Failed(message) => {
+                tracing::info!(worker = %self.id, ?elapsed, "Start failed");
+                WorkerEvent::StartFailed {
+                    message: console::tame(&message),
+                }
+            }
+        };
+        // Nobody listens: then nobody misses it.
+        let _ = self.events.send(event).await;
+    }
+
+    async fn on_late(&mut self, deadlines: &mut Deadlines) {
+        let now = tokio::time::Instant::now();
+        match deadlines.guest {
+            Some((awaited, at)) if at <= now => {
+                let seconds = awaited.limit().as_secs();
+                let why = format!("The guest did not {awaited} within {seconds} s");
+                self.give_up(deadlines, why).await;
+            }
+            _ => {
+                tracing::warn!(worker = %self.id, "Worker did not end in time and is killed");
+                self.kill(deadlines).await;
+            }
+        }
+    }
+
+    async fn on_lost(&mut self, deadlines: &mut Deadlines, error: &ControlError) {
+        tracing::debug!(worker = %self.id, "{}", chain(error));
         match error {
             // At power-off the stream closes a moment before the worker ends: wait for either.
             ControlError::Closed => self.control.again(),
             ControlError::Connect(_) | ControlError::NeverConnected => {
-                let deadline = tokio::time::Instant::now() + LOST_CONTROL_GRACE;
-                progress.kill_at = Some(progress.kill_at.map_or(deadline, |at| at.min(deadline)));
+                deadlines.kill_within(LOST_CONTROL_GRACE);
             }
             // No agent of ours does this.
-            ControlError::Frame(_) | ControlError::Stream(_) => self.kill(progress).await,
+            ControlError::Frame(_) | ControlError::Stream(_) => self.kill(deadlines).await,
         }
     }
 
-    async fn on_stop(&mut self, progress: &mut Progress, grace: Duration) {
+    async fn on_stop(&mut self, deadlines: &mut Deadlines, grace: Duration) {
         let grace_ms = u64::try_from(grace.as_millis()).unwrap_or(u64::MAX);
-        if !self.control.is_open() || self.control.send(&HostMessage::Stop { grace_ms }).is_err() {
-            // Nothing runs in there yet, or nobody listens any more.
-            self.kill(progress).await;
-            return;
+        let in_order = self.progress.can_stop_in_order()
+            && self.control.is_open()
+            && self.control.send(&HostMessage::Stop { grace_ms }).is_ok();
+        if in_order {
+            let wait = grace + timing::AGENT_POWEROFF_GRACE + KILL_MARGIN;
+            deadlines.kill_within(wait.max(timing::HOST_KILL_AFTER));
+        } else {
+            // Nobody is served there, or nobody listens any more.
+            self.kill(deadlines).await;
         }
-        let wait = timing::HOST_KILL_AFTER.max(grace + timing::AGENT_POWEROFF_GRACE + KILL_MARGIN);
-        let deadline = tokio::time::Instant::now() + wait;
-        progress.kill_at = Some(progress.kill_at.map_or(deadline, |at| at.min(deadline)));
     }
 
-    async fn kill(&mut self, progress: &mut Progress) {
-        progress.killed = true;
-        progress.kill_at = None;
+    async fn kill(&mut self, deadlines: &mut Deadlines) {
+        deadlines.killed = true;
+        deadlines.kill = None;
         self.warden.kill(self.id).await;
     }
 
     /// What the guest said before its worker ended may still be in the socket.
-    async fn last_words(&mut self, progress: &mut Progress) {
+    async fn last_words(&mut self, deadlines: &mut Deadlines) {
         let drain = async {
             while self.control.is_open() {
                 match self.control.next().await {
-                    Ok(message) => self.on_message(progress, message).await,
+                    Ok(message) => {
+                        let acts = self.progress.on(message);
+                        self.act(deadlines, acts).await;
+                    }
                     Err(_) => return,
                 }
             }
         };
         let _ = timeout(LAST_WORDS, drain).await;
     }
+}
 
-    async fn tell(&self, event: WorkerEvent) {
-        // Nobody listens: then nobody misses it.
-        let _ = self.events.send(event).await;
+impl Deadlines {
+    /// A new wait begins with the step that it is for.
+    fn follow(&mut self, awaited: Option<Awaited>) {
+        if self.guest.map(|(current, _)| current) != awaited {
+            self.guest =
+                awaited.map(|awaited| (awaited, tokio::time::Instant::now() + awaited.limit()));
+        }
+    }
+
+    fn next(&self) -> Option<tokio::time::Instant> {
+        let guest = self.guest.map(|(_, at)| at);
+        guest.into_iter().chain(self.kill).min()
+    }
+
+    fn kill_within(&mut self, limit: Duration) {
+        let deadline = tokio::time::Instant::now() + limit;
+        self.kill = Some(self.kill.map_or(deadline, |at| at.min(deadline)));
     }
 }

@@ -14,10 +14,14 @@ mod files;
 mod pattern;
 mod process;
 mod query;
+mod random;
 mod recorder;
 mod reply;
 mod server;
+mod stamp;
 mod streams;
+mod system;
+mod vdso;
 mod websocket;
 
 use std::env;
@@ -51,6 +55,7 @@ async fn run() -> Result<ExitCode, String> {
         eprintln!("demo: giving up with status {code}");
         return Ok(ExitCode::from(code));
     }
+    stamp::make();
     // Before the delay, so that a server that is still starting can be stopped too.
     let mut terminate =
         signal(SignalKind::terminate()).map_err(|e| format!("cannot watch for SIGTERM: {e}"))?;

@@ -9,12 +9,10 @@ use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use hyper::{Request, StatusCode};
 use rustix::process::{Signal, getpid, kill_process};
-use rustix::rand::{GetRandomFlags, getrandom};
 use rustix::system::{RebootCommand, reboot, sysinfo, uname};
 use serde_json::{Map, Value, json};
 use tokio::process::Command;
 
-use crate::echo::hex;
 use crate::query;
 use crate::reply::{self, Reply};
 
@@ -42,20 +40,11 @@ pub fn identity() -> Reply {
         "pid": getpid().as_raw_nonzero().get(),
         "bootId": line("/proc/sys/kernel/random/boot_id"),
         "machineId": line("/etc/machine-id"),
+        "hostnameFile": line("/etc/hostname"),
+        "hosts": line("/etc/hosts"),
         "memoryBytes": sysinfo().totalram,
         "cpus": thread::available_parallelism().map_or(0, Into::into),
     }))
-}
-
-pub fn random() -> Reply {
-    let mut bytes = [0; 32];
-    match getrandom(&mut bytes[..], GetRandomFlags::empty()) {
-        Ok(32) => reply::text(&hex(&bytes)),
-        other => reply::problem(
-            StatusCode::INTERNAL_SERVER_ERROR,
-            &format!("getrandom: {other:?}"),
-        ),
-    }
 }
 
 /// Runs `{"argv": [...]}` and answers `{"code", "stdout", "stderr"}`.

@@ -2,7 +2,7 @@
 
 use std::convert::Infallible;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use hyper::body::Incoming;
@@ -13,11 +13,18 @@ use tokio::net::{TcpListener, TcpStream};
 
 use crate::recorder::{Recorder, Recording};
 use crate::reply::{self, Reply};
-use crate::{echo, files, process, query, streams, websocket};
+use crate::{echo, files, process, query, random, stamp, streams, system, websocket};
+
+/// What the handlers need to know of the server.
+struct Server {
+    data: PathBuf,
+    port: u16,
+}
 
 /// Serves until accepting fails for a reason that will not pass.
 pub async fn serve(listener: TcpListener, data: PathBuf) -> io::Result<()> {
-    let data: Arc<Path> = data.into();
+    let port = listener.local_addr()?.port();
+    let server = Arc::new(Server { data, port });
     loop {
         let (stream, _) = match listener.accept().await {
             Ok(accepted) => accepted,
@@ -25,15 +32,15 @@ pub async fn serve(listener: TcpListener, data: PathBuf) -> io::Result<()> {
             Err(e) if e.kind() == io::ErrorKind::ConnectionAborted => continue,
             Err(e) => return Err(e),
         };
-        tokio::spawn(connection(stream, Arc::clone(&data)));
+        tokio::spawn(connection(stream, Arc::clone(&server)));
     }
 }
 
-async fn connection(stream: TcpStream, data: Arc<Path>) {
+async fn connection(stream: TcpStream, server: Arc<Server>) {
     let (io, recording) = Recorder::new(stream);
     let service = service_fn(move |request| {
-        let (data, recording) = (Arc::clone(&data), recording.clone());
-        async move { Ok::<_, Infallible>(answer(request, &data, &recording).await) }
+        let (server, recording) = (Arc::clone(&server), recording.clone());
+        async move { Ok::<_, Infallible>(answer(request, &server, &recording).await) }
     });
     let served = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
@@ -47,7 +54,7 @@ async fn connection(stream: TcpStream, data: Arc<Path>) {
     }
 }
 
-async fn answer(request: Request<Incoming>, data: &Path, recording: &Recording) -> Reply {
+async fn answer(request: Request<Incoming>, server: &Server, recording: &Recording) -> Reply {
     let path = request.uri().path().to_owned();
     let get = request.method() == Method::GET;
     let post = request.method() == Method::POST;
@@ -58,7 +65,11 @@ async fn answer(request: Request<Incoming>, data: &Path, recording: &Recording) 
         "/headers" if get => reply::json(&echo::headers_as_object(request.headers())),
         "/env" if get => process::environment(),
         "/id" if get => process::identity(),
-        "/random" if get => process::random(),
+        "/random" if get => random::random(&request),
+        "/stamp" => stamp::answer(request).await,
+        "/clock" if get => system::clock(),
+        "/statvfs" if get => system::file_system(&request),
+        "/isn" if get => system::initial_sequence(&request, server.port),
         "/exec" if post => process::exec(request).await,
         "/exit" if post => process::exit(&request),
         "/crash" if post => process::crash(&request),
@@ -71,7 +82,7 @@ async fn answer(request: Request<Incoming>, data: &Path, recording: &Recording) 
         "/slow" if get => streams::slow(&request).await,
         "/ws" if get => websocket::echo(request),
         _ => match path.strip_prefix("/files/") {
-            Some(name) => files::answer(request, data, &query::percent_decode(name)).await,
+            Some(name) => files::answer(request, &server.data, &query::percent_decode(name)).await,
             None => reply::problem(
                 StatusCode::NOT_FOUND,
                 "no such endpoint, or not with this method",

@@ -195,6 +195,77 @@ fn env_id_and_random_describe_the_process() {
 }
 
 #[test]
+fn random_bytes_come_from_the_source_that_was_asked_for() {
+    let demo = Demo::start();
+    for source in ["getrandom", "urandom", "uuid", "vdso"] {
+        let path = format!("/random?source={source}");
+        let [first, second] = [(); 2].map(|()| demo.get(&path));
+        // Kernels before 6.11 have no such function, and this test runs on any.
+        if (source, first.status) == ("vdso", 501) {
+            continue;
+        }
+        assert_eq!(first.status, 200, "{source}: {}", first.text());
+        assert!(first.body.len() >= 36, "{source}: {}", first.text());
+        assert_ne!(first.body, second.body, "{source}");
+    }
+    assert_eq!(demo.get("/random?source=dice").status, 400);
+}
+
+#[test]
+fn stamp_is_one_for_the_life_of_the_process_and_keeps_a_note() {
+    let demo = Demo::start();
+    let before = demo.json("GET", "/stamp", b"");
+    let after = demo.json("PUT", "/stamp", b"remember");
+    assert_eq!(
+        (&before["start"], &before["pid"]),
+        (&after["start"], &after["pid"])
+    );
+    assert_eq!(
+        (&before["note"], &after["note"]),
+        (&"".into(), &"remember".into())
+    );
+    assert_eq!(demo.json("GET", "/stamp", b""), after);
+    let other = Demo::start().json("GET", "/stamp", b"");
+    assert_ne!(other["start"], before["start"]);
+}
+
+#[test]
+fn clock_and_file_system_are_those_of_the_host() {
+    let demo = Demo::start();
+    let now = || std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    let before = now().unwrap().as_nanos();
+    let clock = demo.json("GET", "/clock", b"");
+    let told = u128::from(clock["unixNs"].as_u64().unwrap());
+    assert!(
+        (before..=now().unwrap().as_nanos()).contains(&told),
+        "{clock}"
+    );
+    assert!(clock["monotonicNs"].as_u64().unwrap() > 0, "{clock}");
+
+    let root = demo.json("GET", "/statvfs", b"");
+    assert!(
+        root["totalBytes"].as_u64() >= root["freeBytes"].as_u64(),
+        "{root}"
+    );
+    assert_eq!(demo.get("/statvfs?path=/no/such/place").status, 404);
+}
+
+#[test]
+fn first_sequence_number_is_told_to_whoever_may_know_it() {
+    let demo = Demo::start();
+    let answer = demo.get("/isn?from=0");
+    // It takes CAP_NET_ADMIN to look.
+    if answer.status != 403 {
+        let told: Value = serde_json::from_slice(&answer.body).unwrap();
+        assert!(told["sequence"].is_u64(), "{told}");
+        assert!(
+            told["beforeUnixNs"].as_u64() <= told["afterUnixNs"].as_u64(),
+            "{told}"
+        );
+    }
+}
+
+#[test]
 fn files_are_written_read_and_deleted() {
     let demo = Demo::start();
     let content: Vec<u8> = (0..=255).cycle().take(300_000).collect();

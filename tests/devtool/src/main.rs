@@ -12,6 +12,7 @@ mod cpio;
 mod guest;
 mod images;
 mod initramfs;
+mod inspect;
 mod kernel;
 mod lab;
 mod oci;
@@ -56,20 +57,26 @@ enum Task {
     Lab(lab::Arguments),
     /// Measure the promises of the README
     Bench(bench::Arguments),
+    /// Print what a snapshot's state file holds
+    Inspect(inspect::Arguments),
+    /// Measure a peer beside ours; `bench --firecracker` runs it in the lab
+    #[command(hide = true)]
+    BenchPeer(bench::peer::Arguments),
 }
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let outcome = children::watch_signals().and_then(|()| {
-        let workspace = Workspace::find()?;
-        match arguments.command {
-            Task::Up(arguments) => up::run(&workspace, &arguments),
-            Task::Test(arguments) => suite::run(&workspace, &arguments),
-            Task::Check => check::run(&workspace).map(|report| suite::exit_code(&report)),
-            Task::Guest => guest::run(&workspace),
-            Task::Lab(arguments) => lab::run(&workspace, &arguments),
-            Task::Bench(arguments) => bench::run(&workspace, &arguments),
-        }
+    let workspace = Workspace::find;
+    let outcome = children::watch_signals().and_then(|()| match arguments.command {
+        Task::Up(arguments) => up::run(&workspace()?, &arguments),
+        Task::Test(arguments) => suite::run(&workspace()?, &arguments),
+        Task::Check => check::run(&workspace()?).map(|report| suite::exit_code(&report)),
+        Task::Guest => guest::run(&workspace()?),
+        Task::Lab(arguments) => lab::run(&workspace()?, &arguments),
+        Task::Bench(arguments) => bench::run(&workspace()?, &arguments),
+        Task::Inspect(arguments) => inspect::run(&workspace()?, &arguments),
+        // In the lab, where there is no checkout.
+        Task::BenchPeer(arguments) => bench::peer::run(&arguments),
     });
     if children::interrupted() {
         return ExitCode::from(EXIT_INTERRUPTED);

@@ -2,6 +2,10 @@
 //!
 //! Only what a guest needs to find its processors, interrupt controllers and devices, to power off and to
 //! reset: RSDP, XSDT, FADT, MADT, DSDT (ACPI 6.5). There is no FACS, no PM timer, no SCI and no PCI.
+//!
+//! A hardware-reduced machine has no general-purpose events either. What it has is the Generic Event Device,
+//! whose interrupt runs a method (ACPI 6.5, section 5.6.9); ours has one, which tells the driver of the
+//! generation id that the 16 bytes have changed.
 
 use acpi_tables::Aml;
 use acpi_tables::aml::{self, Path};
@@ -56,13 +60,8 @@ impl VirtioSlot {
     }
 }
 
-/// Writes all tables, and the generation id where the DSDT says it is.
-pub fn write(
-    memory: &Memory,
-    vcpus: u8,
-    slots: &[VirtioSlot],
-    generation: [u8; 16],
-) -> Result<(), AcpiError> {
+/// Writes all tables. What the generation id is, the DSDT does not say, only where.
+pub fn write(memory: &Memory, vcpus: u8, slots: &[VirtioSlot]) -> Result<(), AcpiError> {
     let write_at = |at: u64, bytes: &[u8]| {
         memory
             .write_slice(bytes, GuestAddress(at))
@@ -77,8 +76,7 @@ pub fn write(
         });
     }
     write_at(layout::ACPI, &rsdp)?;
-    write_at(TABLES, &tables)?;
-    write_at(layout::VMGENID, &generation)
+    write_at(TABLES, &tables)
 }
 
 /// Tables start here, behind the RSDP.
@@ -157,6 +155,7 @@ fn dsdt(slots: &[VirtioSlot]) -> Vec<u8> {
     let mut aml = bytes_of(&s5());
     append_serial(&mut aml);
     append_generation_id(&mut aml);
+    append_event_device(&mut aml);
     for slot in slots {
         append_virtio(&mut aml, *slot);
     }
@@ -203,6 +202,39 @@ fn append_generation_id(aml: &mut Vec<u8>) {
             &aml::Name::new(Path::new("_CID"), &"VM_Gen_Counter"),
             &aml::Name::new(Path::new("_DDN"), &"VM_Gen_Counter"),
             &aml::Name::new(Path::new("ADDR"), &aml::Package::new(vec![&low, &0_u32])),
+        ],
+    )
+    .to_aml_bytes(aml);
+}
+
+/// The Generic Event Device. Its interrupt means: the generation id has changed ("Virtual Machine Generation ID":
+/// the notification is 0x80).
+fn append_event_device(aml: &mut Vec<u8>) {
+    const CHANGED: u8 = 0x80;
+    let line = u8::try_from(layout::GENERATION_GSI).expect("a pin of the I/O APIC");
+    aml::Device::new(
+        Path::new("_SB_.GED_"),
+        vec![
+            &aml::Name::new(Path::new("_HID"), &"ACPI0013"),
+            &aml::Name::new(
+                Path::new("_CRS"),
+                &aml::ResourceTemplate::new(vec![&aml::Interrupt::new(
+                    true,
+                    true,
+                    false,
+                    false,
+                    layout::GENERATION_GSI,
+                )]),
+            ),
+            &aml::Method::new(
+                Path::new("_EVT"),
+                1,
+                true,
+                vec![&aml::If::new(
+                    &aml::Equal::new(&aml::Arg(0), &line),
+                    vec![&aml::Notify::new(&Path::new("\\_SB_.VGEN"), &CHANGED)],
+                )],
+            ),
         ],
     )
     .to_aml_bytes(aml);
@@ -272,6 +304,20 @@ mod tests {
         let madt = bytes_of(&madt(3));
         assert_eq!(madt.len(), 44 + 3 * 8 + 12);
         assert_eq!(madt[44 + 2 * 8 + 3], 2, "APIC id of the third processor");
+    }
+
+    #[test]
+    fn event_device_notifies_the_generation_id() {
+        let dsdt = dsdt(&slots(1));
+        let find = |wanted: &[u8]| dsdt.windows(wanted.len()).any(|part| part == wanted);
+        assert!(find(b"ACPI0013"));
+        // If (Arg0 == 3) { Notify (\_SB.VGEN, 0x80) }
+        let body = [
+            b"\x93\x68\x0a\x03\x86".as_slice(),
+            b"\\\x2e_SB_VGEN\x0a\x80",
+        ]
+        .concat();
+        assert!(find(&body), "{dsdt:x?}");
     }
 
     #[test]

@@ -4,8 +4,9 @@
 //! and is called with the token it gave each. All handlers share the thread, so each call must be
 //! bounded; a device that has more to do rings its own doorbell and is called again after the others.
 //!
-//! The loop knows nothing of KVM or of the guest. It ends when its [`Stopper`] is used or when the
-//! kernel refuses to wait, which does not happen to a valid epoll descriptor.
+//! The loop knows nothing of KVM or of the guest. It parks and ends when its [`Gate`] says so, between two
+//! calls of handlers; it also ends when the kernel refuses to wait, which does not happen to a valid epoll
+//! descriptor.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -15,10 +16,12 @@ use rustix::event::Timespec;
 use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
 use vmm_sys_util::eventfd::EventFd;
 
+use super::gate::{Gate, Pass};
+
 /// Events taken from the kernel at a time.
 const BATCH: usize = 64;
-/// The source number of the stop event. Handlers count up from 0 and never reach it.
-const STOP: u32 = u32::MAX;
+/// The source number of the gate's event. Handlers count up from 0 and never reach it.
+const GATE: u32 = u32::MAX;
 
 /// A device on the loop.
 pub trait Handler: Send {
@@ -108,39 +111,24 @@ fn borrow(event: &EventFd) -> BorrowedFd<'_> {
     unsafe { BorrowedFd::borrow_raw(event.as_raw_fd()) }
 }
 
-/// Ends the loop from any thread.
-#[derive(Debug)]
-pub struct Stopper(EventFd);
-
-impl Stopper {
-    pub fn stop(&self) {
-        // The only failure is a full counter, and then the loop has been told already.
-        let _ = self.0.write(1);
-    }
-
-    pub fn try_clone(&self) -> io::Result<Self> {
-        Ok(Self(self.0.try_clone()?))
-    }
-}
-
 /// The loop itself, before and while it runs.
 pub struct EventLoop {
     epoll: Arc<OwnedFd>,
     handlers: Vec<Box<dyn Handler>>,
-    stop: EventFd,
+    gate: Gate,
 }
 
 impl EventLoop {
     pub fn new() -> io::Result<Self> {
         let epoll = epoll::create(CreateFlags::CLOEXEC)?;
-        let stop = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?;
-        let data = EventData::new_u64(u64::from(STOP) << 32);
-        // Level-triggered on purpose: once stopped, always stopped.
-        epoll::add(&epoll, borrow(&stop), data, EventFlags::IN)?;
+        let gate = Gate::new()?;
+        let data = EventData::new_u64(u64::from(GATE) << 32);
+        // Level-triggered on purpose: a wish is not forgotten before it was looked at.
+        epoll::add(&epoll, borrow(gate.wake()), data, EventFlags::IN)?;
         Ok(Self {
             epoll: Arc::new(epoll),
             handlers: Vec::new(),
-            stop,
+            gate,
         })
     }
 
@@ -150,8 +138,8 @@ impl EventLoop {
         &mut self,
         build: impl FnOnce(Watcher) -> Result<Box<dyn Handler>, E>,
     ) -> Result<(), E> {
-        let source = u32::try_from(self.handlers.len()).unwrap_or(STOP);
-        assert!(source < STOP, "a microVM has a handful of devices");
+        let source = u32::try_from(self.handlers.len()).unwrap_or(GATE);
+        assert!(source < GATE, "a microVM has a handful of devices");
         let handler = build(Watcher {
             epoll: self.epoll.clone(),
             source,
@@ -161,13 +149,14 @@ impl EventLoop {
         Ok(())
     }
 
-    /// What ends this loop.
-    pub fn stopper(&self) -> io::Result<Stopper> {
-        Ok(Stopper(self.stop.try_clone()?))
+    /// What parks and ends this loop.
+    pub fn gate(&self) -> Gate {
+        self.gate.clone()
     }
 
     /// Serves devices until stopped.
     pub fn run(mut self) -> io::Result<()> {
+        let _ended = EndOnDrop(self.gate.clone());
         let mut events = Vec::with_capacity(BATCH);
         while self.turn(&mut events, None)? == Turn::Served {}
         Ok(())
@@ -187,18 +176,31 @@ impl EventLoop {
             Err(rustix::io::Errno::INTR) => return Ok(Turn::Served),
             Err(error) => return Err(error.into()),
         }
+        let mut knocked = false;
         for event in events {
             // The event is packed: copy fields out, never borrow them.
             let (data, flags) = (event.data, event.flags);
             let (source, token) = split(data.u64());
-            if source == STOP {
-                return Ok(Turn::Stopped);
-            }
-            if let Some(handler) = self.handlers.get_mut(source as usize) {
+            if source == GATE {
+                // After the others: an event that was taken from the kernel does not come again.
+                knocked = true;
+            } else if let Some(handler) = self.handlers.get_mut(source as usize) {
                 handler.ready(token, Ready::from(flags));
             }
         }
+        if knocked && self.gate.pass() == Pass::Stop {
+            return Ok(Turn::Stopped);
+        }
         Ok(Turn::Served)
+    }
+}
+
+/// Whoever waits for the loop to park hears when it ends, also by a panic.
+struct EndOnDrop(Gate);
+
+impl Drop for EndOnDrop {
+    fn drop(&mut self) {
+        self.0.end();
     }
 }
 
@@ -264,7 +266,7 @@ mod tests {
     fn event_reaches_the_handler_that_watches_it_with_its_token() {
         let (mut near, far) = UnixStream::pair().unwrap();
         let mut event_loop = EventLoop::new().unwrap();
-        let stopper = event_loop.stopper().unwrap();
+        let gate = event_loop.gate();
         let (first, first_seen) = mpsc::channel();
         let (second, second_seen) = mpsc::channel();
         event_loop
@@ -291,15 +293,38 @@ mod tests {
 
         drop(near);
         assert!(second_seen.recv().unwrap().1.hung_up);
-        stopper.stop();
+        gate.stop();
         thread.join().unwrap().unwrap();
         assert_eq!(first_seen.try_recv().ok(), None);
     }
 
     #[test]
+    fn parked_loop_calls_no_handler_and_loses_no_event() {
+        let (mut near, far) = UnixStream::pair().unwrap();
+        let mut event_loop = EventLoop::new().unwrap();
+        let gate = event_loop.gate();
+        let (sender, seen) = mpsc::channel();
+        event_loop
+            .add(|watcher| {
+                watcher.watch(&far, 1, Interest::Readable)?;
+                io::Result::Ok(Box::new(Probe { seen: sender }))
+            })
+            .unwrap();
+        let thread = std::thread::spawn(move || event_loop.run());
+        gate.park().unwrap();
+        near.write_all(b"x").unwrap();
+        let wait = std::time::Duration::from_millis(20);
+        assert_eq!(seen.recv_timeout(wait).ok(), None);
+        gate.unpark().unwrap();
+        assert_eq!(seen.recv().unwrap().0, 1);
+        gate.stop();
+        thread.join().unwrap().unwrap();
+    }
+
+    #[test]
     fn loop_that_was_stopped_before_it_ran_ends_at_once() {
         let event_loop = EventLoop::new().unwrap();
-        event_loop.stopper().unwrap().stop();
+        event_loop.gate().stop();
         event_loop.run().unwrap();
     }
 

@@ -5,6 +5,7 @@
 
 pub mod bus;
 pub mod event_loop;
+pub mod gate;
 mod limited;
 pub mod power;
 pub mod serial;
@@ -14,6 +15,6 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Locks a device. A thread that panicked while it held the lock left registers that are still
 /// plain numbers, so the others may go on; the process ends on a panic in release builds anyway.
-fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(crate) fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -11,7 +11,7 @@
 //! Any byte at any time. Only the documented values do something, and nothing is stored per write.
 //!
 //! # Snapshot
-//! Nothing to save: a microVM with a pending wish is ending.
+//! Nothing to save: a microVM with a pending wish is ending, and cannot be paused.
 //!
 //! # Not here
 //! Sleep states other than S5, wake-up, the power button. Spec: ACPI 6.5, sections 4.8.3.6 to

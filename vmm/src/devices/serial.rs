@@ -12,7 +12,9 @@
 //! nothing (peers had this wrong: CVE-2020-27174). Nothing is kept in memory but one line.
 //!
 //! # Snapshot
-//! Saved: the registers, which `vm-superio` gives as `SerialState`. Not saved: the file, the budget.
+//! Saved: [`SerialSaved`], which is the registers and the line that has no end yet. Not saved: the file, the
+//! budget. An interrupt that the guest has not seen is raised again, or its driver waits for ever (firecracker
+//! issue 5764).
 //!
 //! # Not here
 //! Input, modem control, other UARTs. Registers are `vm-superio`'s.
@@ -20,11 +22,13 @@
 use std::fs::File;
 use std::io::{self, Write};
 
-use vm_superio::serial::NoEvents;
+use serde::{Deserialize, Serialize};
+use vm_superio::serial::{NoEvents, SerialState};
 use vm_superio::{Serial as Uart, Trigger};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::bus::BusDevice;
+use crate::snapshot::bounded;
 
 /// How many ports the device takes.
 pub const LEN: u64 = 8;
@@ -34,7 +38,59 @@ pub const CONSOLE_LIMIT: u64 = 256 * 1024;
 /// A line is written when it ends or has this many bytes: a system call per byte would make a panic
 /// trace take longer than the boot.
 const LINE_BYTES: usize = 256;
+/// FIFO_SIZE of `vm-superio`. Input comes only from a guest that puts the port into loop-back mode.
+const FIFO_BYTES: usize = 64;
+/// Bits of interrupt-enable and interrupt-identification register: data received, transmitter empty.
+const IER_RECEIVED: u8 = 1;
+const IER_EMPTY: u8 = 1 << 1;
+const IIR_EMPTY: u8 = 1 << 1;
+const IIR_RECEIVED: u8 = 1 << 2;
 const CUT: &[u8] = b"\n[console limit reached, the rest is dropped]\n";
+
+/// A serial port without its file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SerialSaved {
+    baud_divisor: [u8; 2],
+    interrupt_enable: u8,
+    interrupt_identification: u8,
+    line_control: u8,
+    line_status: u8,
+    modem_control: u8,
+    modem_status: u8,
+    scratch: u8,
+    #[serde(deserialize_with = "bounded::<_, _, FIFO_BYTES>")]
+    input: Vec<u8>,
+    /// What the guest has printed of a line.
+    #[serde(deserialize_with = "bounded::<_, _, LINE_BYTES>")]
+    line: Vec<u8>,
+}
+
+impl SerialSaved {
+    /// For people.
+    pub fn summary(&self) -> String {
+        format!(
+            "interrupts enabled {:#x}, identified {:#x}, {} bytes of an unfinished line",
+            self.interrupt_enable,
+            self.interrupt_identification,
+            self.line.len()
+        )
+    }
+
+    fn registers(&self) -> SerialState {
+        SerialState {
+            baud_divisor_low: self.baud_divisor[0],
+            baud_divisor_high: self.baud_divisor[1],
+            interrupt_enable: self.interrupt_enable,
+            interrupt_identification: self.interrupt_identification,
+            line_control: self.line_control,
+            line_status: self.line_status,
+            modem_control: self.modem_control,
+            modem_status: self.modem_status,
+            scratch: self.scratch,
+            in_buffer: self.input.clone(),
+        }
+    }
+}
 
 /// Interrupts the guest when the transmitter is empty, if there is a line for that.
 struct Irq(Option<EventFd>);
@@ -115,6 +171,46 @@ impl<W: Write> Serial<W> {
         Self {
             uart: Uart::new(Irq(irq), Console::new(console, limit)),
         }
+    }
+
+    /// Goes on where a saved port stopped, with a budget of its own. `None` if no port can have that state.
+    pub fn restore(
+        saved: &SerialSaved,
+        console: W,
+        limit: u64,
+        irq: Option<EventFd>,
+    ) -> Option<Self> {
+        let mut console = Console::new(console, limit);
+        saved.line.iter().for_each(|&byte| console.put(byte));
+        Uart::from_state(&saved.registers(), Irq(irq), NoEvents, console)
+            .ok()
+            .map(|uart| Self { uart })
+    }
+
+    /// The registers and the unfinished line. No vCPU runs.
+    pub fn save(&self) -> SerialSaved {
+        let state = self.uart.state();
+        SerialSaved {
+            baud_divisor: [state.baud_divisor_low, state.baud_divisor_high],
+            interrupt_enable: state.interrupt_enable,
+            interrupt_identification: state.interrupt_identification,
+            line_control: state.line_control,
+            line_status: state.line_status,
+            modem_control: state.modem_control,
+            modem_status: state.modem_status,
+            scratch: state.scratch,
+            input: state.in_buffer,
+            line: self.uart.writer().line.clone(),
+        }
+    }
+
+    /// Whether the guest was interrupted and has not looked why.
+    pub fn interrupt_pending(&self) -> bool {
+        let state = self.uart.state();
+        let pending = |enable, identified| {
+            state.interrupt_enable & enable != 0 && state.interrupt_identification & identified != 0
+        };
+        pending(IER_EMPTY, IIR_EMPTY) || pending(IER_RECEIVED, IIR_RECEIVED)
     }
 }
 
@@ -225,6 +321,28 @@ mod tests {
         serial.write(DATA, &[]);
         drop(serial);
         assert_eq!(sink.text(), "");
+    }
+
+    #[test]
+    fn restored_port_finishes_the_line_and_keeps_registers_and_interrupt() {
+        let (first, second) = (Sink::default(), Sink::default());
+        let event = EventFd::new(libc::EFD_NONBLOCK).unwrap();
+        let mut serial = Serial::new(first.clone(), 1000, Some(event));
+        serial.write(1, &[IER_EMPTY]);
+        print(&mut serial, b"done\nhalf of");
+        let saved = serial.save();
+        assert!(serial.interrupt_pending());
+        let mut serial = Serial::restore(&saved, second.clone(), 1000, None).unwrap();
+        assert_eq!(serial.save(), saved);
+        assert!(serial.interrupt_pending());
+        print(&mut serial, b" a line\n");
+        assert_eq!(
+            (first.text(), second.text()),
+            ("done\n".into(), "half of a line\n".into())
+        );
+        // The guest looks why it was interrupted.
+        serial.read(2, &mut [0]);
+        assert!(!serial.interrupt_pending());
     }
 
     #[test]

@@ -58,6 +58,8 @@ pub const KVM_IDENTITY_MAP: u64 = 0xfffb_c000;
 /// Three pages that KVM needs on Intel for real mode (KVM_SET_TSS_ADDR).
 pub const KVM_TSS: usize = 0xfffb_d000;
 
+/// Tells the guest that its generation id has changed. On a PC the line is COM2's, which we do not have.
+pub const GENERATION_GSI: u32 = 3;
 /// COM1 and its interrupt, as on every PC.
 pub const SERIAL_PORT: u16 = 0x3f8;
 /// COM1's line.

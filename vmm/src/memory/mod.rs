@@ -1,18 +1,28 @@
-//! Guest memory: one file, mapped shared, split around the hole below 4 GiB.
+//! Guest memory: one file, split around the hole below 4 GiB.
 //!
-//! The file is given by the caller and can outlive the process, so that a snapshot can be taken from it.
+//! A guest that boots has its file to itself and maps it shared ([`map`]). A fork maps the file of a golden
+//! privately ([`map_private`]): pages that are only read are shared by all forks, a page that is written
+//! becomes the fork's own. [`dump`](dump::dump) makes such a file of a paused guest, and a [`working_set`]
+//! says which of its pages a fork will want first.
+//!
 //! The host reaches guest memory only through `vm-memory`'s volatile accesses: the guest may change any
 //! byte at any time, so no Rust reference into it may ever exist.
 
+pub mod dump;
 pub mod layout;
 mod read;
+pub mod working_set;
 
 use std::fs::File;
 use std::io;
 use std::sync::Arc;
 
 use rustix::fs::{MemfdFlags, SealFlags};
-use vm_memory::{FileOffset, GuestAddress, GuestMemoryMmap, GuestRegionMmap};
+use rustix::mm::Advice;
+use vm_memory::{
+    FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion,
+    GuestRegionMmap, MmapRegion,
+};
 
 pub use read::FileAt;
 
@@ -21,6 +31,8 @@ pub type Memory = GuestMemoryMmap<()>;
 
 /// Bytes in a MiB.
 pub const MIB: u64 = 1 << 20;
+/// Bytes of a page, the grain in which memory is shared.
+pub const PAGE: u64 = 4096;
 
 /// Why guest memory could not be mapped.
 #[derive(Debug, thiserror::Error)]
@@ -50,8 +62,37 @@ pub fn create(mem_mib: u32) -> io::Result<File> {
     Ok(File::from(fd))
 }
 
-/// Maps the whole of `file` as the memory of a guest.
+/// Maps the whole of `file` as the memory of a guest. The file has every write.
 pub fn map(file: File, mem_mib: u32) -> Result<Memory, MemoryError> {
+    // NORESERVE: a guest needs what it touches, not what it may.
+    map_with(file, mem_mib, libc::MAP_SHARED | libc::MAP_NORESERVE)
+}
+
+/// Maps the whole of `file`, which may be open for reading only, as the memory of a fork. Nothing that the
+/// guest writes reaches the file.
+///
+/// The kernel reads no further than asked ([`Advice::Random`]): a fork touches pages all over its memory, and
+/// reading ahead at each of them would read most of the file.
+pub fn map_private(file: File, mem_mib: u32) -> Result<Memory, MemoryError> {
+    let memory = map_with(file, mem_mib, libc::MAP_PRIVATE | libc::MAP_NORESERVE)?;
+    for region in memory.iter() {
+        advise(region, Advice::Random).map_err(|source| MemoryError::Map {
+            size: region.len(),
+            source,
+        })?;
+    }
+    Ok(memory)
+}
+
+/// Tells the kernel how far to read ahead in a region's file.
+fn advise(region: &GuestRegionMmap<()>, read_ahead: Advice) -> io::Result<()> {
+    // SAFETY: advice about read-ahead changes no byte and no permission of the mapping, which is alive: `region`
+    // owns it.
+    let advised = unsafe { rustix::mm::madvise(region.as_ptr().cast(), region.size(), read_ahead) };
+    Ok(advised?)
+}
+
+fn map_with(file: File, mem_mib: u32, flags: i32) -> Result<Memory, MemoryError> {
     let expected = u64::from(mem_mib) * MIB;
     let found = file
         .metadata()
@@ -65,11 +106,18 @@ pub fn map(file: File, mem_mib: u32) -> Result<Memory, MemoryError> {
     for range in layout::ram_ranges(expected) {
         let size = usize::try_from(range.size).expect("the target is 64-bit");
         let offset = FileOffset::from_arc(Arc::clone(&file), range.file_offset);
-        let region = GuestRegionMmap::from_range(GuestAddress(range.start), size, Some(offset))
-            .map_err(|error| MemoryError::Map {
+        let access = libc::PROT_READ | libc::PROT_WRITE;
+        let mapping = MmapRegion::build(Some(offset), size, access, flags).map_err(|error| {
+            MemoryError::Map {
                 size: range.size,
                 source: io::Error::other(error),
-            })?;
+            }
+        })?;
+        let region = GuestRegionMmap::new(mapping, GuestAddress(range.start)).ok_or_else(|| {
+            MemoryError::Layout {
+                what: format!("{:#x} is beyond all addresses", range.start),
+            }
+        })?;
         regions.push(region);
     }
     Memory::from_regions(regions).map_err(|error| MemoryError::Layout {
@@ -79,7 +127,9 @@ pub fn map(file: File, mem_mib: u32) -> Result<Memory, MemoryError> {
 
 #[cfg(test)]
 mod tests {
-    use vm_memory::{Bytes, GuestMemoryBackend};
+    use std::os::unix::fs::FileExt;
+
+    use vm_memory::Bytes;
 
     use super::*;
 
@@ -91,7 +141,7 @@ mod tests {
             .write_obj(0x1234_5678_u32, GuestAddress(0x1000))
             .unwrap();
         let mut bytes = [0; 4];
-        std::os::unix::fs::FileExt::read_exact_at(&file, &mut bytes, 0x1000).unwrap();
+        file.read_exact_at(&mut bytes, 0x1000).unwrap();
         assert_eq!(u32::from_le_bytes(bytes), 0x1234_5678);
     }
 
@@ -121,5 +171,36 @@ mod tests {
         assert!(memory.address_in_range(GuestAddress(layout::HOLE_END)));
         assert!(!memory.address_in_range(GuestAddress(layout::HOLE_START)));
         assert_eq!(memory.last_addr().0, layout::HOLE_END + MIB - 1);
+    }
+    #[test]
+    fn private_memory_reads_the_file_and_keeps_its_writes_to_itself() {
+        let golden = tempfile::NamedTempFile::new().unwrap();
+        golden.as_file().set_len(2 * MIB).unwrap();
+        golden.as_file().write_all_at(b"golden", MIB).unwrap();
+        let open = || map_private(File::open(golden.path()).unwrap(), 2).unwrap();
+        let [first, second] = [open(), open()];
+        first.write_slice(b"FIRST!", GuestAddress(MIB)).unwrap();
+        first.write_obj(1_u8, GuestAddress(0)).unwrap();
+        let read = |memory: &Memory, address| {
+            let mut bytes = [0; 6];
+            memory
+                .read_slice(&mut bytes, GuestAddress(address))
+                .unwrap();
+            bytes
+        };
+        assert_eq!(&read(&first, MIB), b"FIRST!");
+        assert_eq!(&read(&second, MIB), b"golden");
+        assert_eq!(read(&second, 0), [0; 6]);
+        let mut bytes = [0; 6];
+        golden.as_file().read_exact_at(&mut bytes, MIB).unwrap();
+        assert_eq!(&bytes, b"golden");
+    }
+
+    #[test]
+    fn private_memory_of_another_size_is_refused() {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(MIB).unwrap();
+        let error = map_private(file, 2).unwrap_err();
+        assert!(matches!(error, MemoryError::Length { .. }), "{error}");
     }
 }

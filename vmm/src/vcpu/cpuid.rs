@@ -8,7 +8,10 @@
 //! Sources: Intel SDM 2A "CPUID", AMD APM 3 appendix E; KVM's own leaves are in
 //! Documentation/virt/kvm/x86/cpuid.rst.
 
+use std::io;
+
 use kvm_bindings::{CpuId, kvm_cpuid_entry2};
+use kvm_ioctls::{Cap, Kvm};
 
 /// `KVM_CPUID_FLAG_SIGNIFCANT_INDEX`: the entry is for one sub-leaf.
 const BY_INDEX: u32 = kvm_bindings::KVM_CPUID_FLAG_SIGNIFCANT_INDEX;
@@ -34,8 +37,48 @@ const TOPOLOGY: u32 = 0xb;
 const TOPOLOGY_THREAD: u32 = 1;
 const TOPOLOGY_CORE: u32 = 2;
 
+/// What this host's KVM can give a guest, from which each vCPU gets its table.
+pub struct Processor {
+    supported: CpuId,
+    tsc_deadline: bool,
+}
+
+impl Processor {
+    pub fn of(kvm: &Kvm) -> Result<Self, kvm_ioctls::Error> {
+        Ok(Self {
+            supported: kvm.get_supported_cpuid(kvm_bindings::KVM_MAX_CPUID_ENTRIES)?,
+            tsc_deadline: kvm.check_extension(Cap::TscDeadlineTimer),
+        })
+    }
+
+    /// The table for vCPU `id` of `count`. Fails only without memory.
+    pub fn table(&self, id: u8, count: u8) -> io::Result<CpuId> {
+        for_vcpu(self.supported.as_slice(), id, count, self.tsc_deadline)
+            .map_err(|error| io::Error::other(format!("{error:?}")))
+    }
+}
+
+/// The first leaf in which two tables differ. A guest that was saved with one cannot go on with the other: it
+/// would use instructions that are not there, or the file would give it what is taken away above.
+pub fn first_difference(saved: &[kvm_cpuid_entry2], here: &[kvm_cpuid_entry2]) -> Option<u32> {
+    let differs = saved.iter().zip(here).find(|(saved, here)| saved != here);
+    match differs {
+        Some((saved, _)) => Some(saved.function),
+        None => {
+            let longer = if saved.len() > here.len() {
+                saved
+            } else {
+                here
+            };
+            longer
+                .get(saved.len().min(here.len()))
+                .map(|entry| entry.function)
+        }
+    }
+}
+
 /// The table for vCPU `id` of `count`, from what KVM supports.
-pub fn for_vcpu(
+fn for_vcpu(
     supported: &[kvm_cpuid_entry2],
     id: u8,
     count: u8,
@@ -230,6 +273,18 @@ mod tests {
             ),
             (0, 0)
         );
+    }
+
+    #[test]
+    fn tables_that_differ_are_told_by_the_leaf() {
+        let table = [leaf(1, 0), leaf(7, 0), leaf(0x8000_0001, 0)];
+        assert_eq!(first_difference(&table, &table), None);
+        assert_eq!(first_difference(&table, &table[..2]), Some(0x8000_0001));
+        assert_eq!(first_difference(&table[..1], &table), Some(7));
+        let mut other = table;
+        other[1].ebx = 0;
+        assert_eq!(first_difference(&table, &other), Some(7));
+        assert_eq!(first_difference(&[], &[]), None);
     }
 
     #[test]

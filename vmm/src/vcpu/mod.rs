@@ -6,8 +6,11 @@
 pub mod cpuid;
 pub mod exit;
 pub(crate) mod kick;
+pub(crate) mod prefault;
 pub(crate) mod run;
 pub(crate) mod setup;
+pub mod state;
+mod tsc;
 
 use std::io;
 use std::sync::Arc;
@@ -18,6 +21,40 @@ use kvm_ioctls::VcpuFd;
 
 use crate::vm::{Machine, VmExit};
 use run::{Command, Vcpu};
+
+pub(crate) use tsc::Tsc;
+
+/// A part of a vCPU that KVM did not give or take.
+#[derive(Debug, thiserror::Error)]
+pub enum RegisterError {
+    /// `group` is the ioctl without its `KVM_` prefix.
+    #[error("KVM refused {group} for vCPU {vcpu}")]
+    Refused {
+        group: &'static str,
+        vcpu: u8,
+        source: kvm_ioctls::Error,
+    },
+    #[error("vCPU {vcpu} of this host cannot have the saved value of register {index:#x}")]
+    Msr { vcpu: u8, index: u32 },
+    #[error(
+        "vCPU {vcpu} has {found} bytes of extended registers, on this host they are {expected}"
+    )]
+    ExtendedSize {
+        vcpu: u8,
+        found: usize,
+        expected: usize,
+    },
+}
+
+impl RegisterError {
+    fn refused(group: &'static str, vcpu: u8) -> impl Fn(kvm_ioctls::Error) -> Self + Copy {
+        move |source| Self::Refused {
+            group,
+            vcpu,
+            source,
+        }
+    }
+}
 
 /// The way to a vCPU thread. Dropping it ends the thread and waits for that.
 pub(crate) struct VcpuHandle {
@@ -36,6 +73,7 @@ impl VcpuHandle {
     ) -> io::Result<Self> {
         let (commands, receiver) = mpsc::channel();
         let vcpu = Vcpu {
+            id,
             fd,
             machine,
             commands: receiver,
@@ -50,13 +88,14 @@ impl VcpuHandle {
         })
     }
 
-    /// A thread that has ended on its own takes no commands; its exit tells why.
-    pub fn send(&self, command: Command) {
-        if self.commands.send(command).is_ok()
-            && let Some(thread) = &self.thread
-        {
+    /// Whether there was a thread to take the command. One that has ended on its own takes none; its exit tells
+    /// why.
+    pub fn send(&self, command: Command) -> bool {
+        let taken = self.commands.send(command).is_ok();
+        if taken && let Some(thread) = &self.thread {
             kick::kick(thread);
         }
+        taken
     }
 }
 

@@ -8,6 +8,9 @@
 //!     └───── Pause ──────┘
 //! ```
 //!
+//! A paused vCPU owes the guest nothing: the access that it left the guest for is complete. Only then can it
+//! be saved.
+//!
 //! A thread starts paused, so that no guest instruction runs before every thread exists. Commands come
 //! through a channel and are looked for before the first entry and after every kick: each command is followed
 //! by a kick, and once the thread is [`Kickable`] none is lost.
@@ -18,8 +21,10 @@ use std::sync::mpsc::{Receiver, Sender, TryRecvError};
 use kvm_bindings::KVM_INTERNAL_ERROR_EMULATION;
 use kvm_ioctls::{VcpuExit, VcpuFd};
 
+use super::RegisterError;
 use super::exit::{Next, dispatch};
 use super::kick::Kickable;
+use super::state::{self, Saved};
 use crate::vm::{EndOnPanic, Machine, VmExit};
 
 /// How many accesses of one instruction are served when a vCPU is to be paused. KVM stops a string
@@ -31,6 +36,8 @@ pub enum Command {
     Resume,
     /// Answered when the vCPU is out of the guest and owes it nothing.
     Pause(Sender<()>),
+    /// Answered with all that a paused vCPU knows. A vCPU that runs does not answer.
+    Save(Sender<Result<Saved, RegisterError>>),
     Finish,
 }
 
@@ -43,6 +50,7 @@ enum State {
 
 /// What a vCPU thread owns. Fields drop in this order: the descriptor before the machine that holds its memory.
 pub struct Vcpu {
+    pub id: u8,
     pub fd: VcpuFd,
     pub machine: Arc<Machine>,
     pub commands: Receiver<Command>,
@@ -53,6 +61,7 @@ impl Vcpu {
     /// Lives until it is told to finish or the guest has ended.
     pub fn run(self) {
         let Vcpu {
+            id,
             mut fd,
             machine,
             commands,
@@ -61,6 +70,7 @@ impl Vcpu {
         let _guard = EndOnPanic(exits.clone());
         let mut worker = match Kickable::new(&mut fd) {
             Ok(fd) => Worker {
+                id,
                 fd,
                 machine: &machine,
                 commands: &commands,
@@ -85,6 +95,7 @@ impl Vcpu {
 }
 
 struct Worker<'a> {
+    id: u8,
     fd: Kickable<'a>,
     machine: &'a Machine,
     commands: &'a Receiver<Command>,
@@ -94,12 +105,32 @@ struct Worker<'a> {
 impl Worker<'_> {
     fn paused(&mut self) -> State {
         match self.commands.recv() {
-            Ok(Command::Resume) => State::Running,
+            Ok(Command::Resume) => self.resume(),
             Ok(Command::Pause(done)) => {
                 let _ = done.send(());
                 State::Paused
             }
+            Ok(Command::Save(done)) => {
+                let registers = &self.machine.registers;
+                // Nobody waits any more: the microVM ended.
+                let _ = done.send(state::save(self.fd.fd(), self.id, registers));
+                State::Paused
+            }
             Ok(Command::Finish) | Err(_) => State::Finished,
+        }
+    }
+
+    /// Tells the guest that it stood still, so that its watchdogs do not take that for a lockup. Before every
+    /// resume and not only after a pause, since a restored guest was paused by somebody else (firecracker pull
+    /// request 5494).
+    fn resume(&mut self) -> State {
+        match self.fd.fd().kvmclock_ctrl() {
+            Ok(()) => State::Running,
+            // The guest does not use kvm-clock, or not yet.
+            Err(error) if error.errno() == libc::EINVAL => State::Running,
+            Err(error) => self.end(VmExit::Failed {
+                what: format!("KVM_KVMCLOCK_CTRL failed: {error}"),
+            }),
         }
     }
 
@@ -131,7 +162,8 @@ impl Worker<'_> {
                 Ok(Command::Finish) | Err(TryRecvError::Disconnected) => {
                     return Some(State::Finished);
                 }
-                Ok(Command::Resume) => {}
+                // Dropping a wish to be saved answers it: running vCPUs are not.
+                Ok(Command::Resume | Command::Save(_)) => {}
                 Err(TryRecvError::Empty) => return None,
             }
         }

@@ -6,6 +6,7 @@
 use kvm_bindings::{CpuId, Msrs, kvm_fpu, kvm_msr_entry};
 use kvm_ioctls::VcpuFd;
 
+use super::RegisterError;
 use crate::boot::long_mode;
 
 /// IA32_MISC_ENABLE with "fast strings": the kernel takes it as a sign of a sane `rep movs`.
@@ -19,27 +20,11 @@ const MTRR_ENABLED_WRITE_BACK: u64 = 1 << 11 | 6;
 const FPU_CONTROL: u16 = 0x37f;
 const MXCSR: u32 = 0x1f80;
 
-/// A register group that KVM refused.
-#[derive(Debug, thiserror::Error)]
-#[error("KVM refused {group} for vCPU {vcpu}")]
-pub struct SetupError {
-    /// The ioctl without its `KVM_` prefix.
-    pub group: &'static str,
-    pub vcpu: u8,
-    pub source: kvm_ioctls::Error,
-}
-
 /// Prepares vCPU `id`. `entry` is where the kernel starts, on the first vCPU.
 ///
 /// SET_CPUID2 comes first: it decides which registers exist, and is refused after the first KVM_RUN.
-pub fn set_up(fd: &VcpuFd, id: u8, cpuid: &CpuId, entry: Option<u64>) -> Result<(), SetupError> {
-    let refused = |group| {
-        move |source| SetupError {
-            group,
-            vcpu: id,
-            source,
-        }
-    };
+pub fn set_up(fd: &VcpuFd, id: u8, cpuid: &CpuId, entry: Option<u64>) -> Result<(), RegisterError> {
+    let refused = |group| RegisterError::refused(group, id);
     fd.set_cpuid2(cpuid).map_err(refused("SET_CPUID2"))?;
     set_msrs(fd).map_err(refused("SET_MSRS"))?;
     fd.set_fpu(&kvm_fpu {

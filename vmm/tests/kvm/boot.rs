@@ -46,7 +46,7 @@ fn spec(kernel: File, test: &str) -> GuestSpec {
 }
 
 /// Starts a guest that does `test`.
-fn boot(test: &str, change: impl FnOnce(&mut GuestSpec)) -> Option<Guest> {
+pub fn boot(test: &str, change: impl FnOnce(&mut GuestSpec)) -> Option<Guest> {
     let (kvm, kernel) = (kvm()?, kernel()?);
     let mut spec = spec(kernel, test);
     change(&mut spec);
@@ -112,6 +112,7 @@ fn guest_reads_its_disks_and_cannot_write_to_the_read_only_one() {
     let blocks = [(&first, true), (&second, false)];
     let blocks = blocks.map(|(file, read_only)| BlockConfig {
         file: file.try_clone().unwrap(),
+        base: None,
         read_only,
     });
     let Some(guest) = boot("disks", |spec| spec.blocks = blocks.into()) else {
@@ -215,7 +216,7 @@ fn init_that_is_not_there_is_a_panic_with_its_reason() {
 }
 
 /// What runs inside.
-mod guest {
+pub mod guest {
     use std::fs::{self, File};
     use std::io::{Read, Write};
     use std::os::unix::fs::FileExt;
@@ -255,12 +256,13 @@ mod guest {
             "reboot" => return RebootCommand::Restart,
             "idle" => idle(),
             "panic" => std::process::exit(1),
+            other if crate::snapshot::guest::run(other) => {}
             other => say(&format!("no test {other}")),
         }
         RebootCommand::PowerOff
     }
 
-    fn say(text: &str) {
+    pub fn say(text: &str) {
         println!("guest says: {text}");
     }
 
@@ -342,7 +344,7 @@ mod guest {
 }
 
 /// The few calls that the standard library lacks for vsock.
-mod vsock {
+pub mod vsock {
     use std::fs::File;
     use std::io;
     use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};

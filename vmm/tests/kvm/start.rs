@@ -1,4 +1,4 @@
-//! What a start, or a probe, that cannot work says. Needs no usable KVM.
+//! What a start, or a probe, that cannot work says.
 
 use std::fs::File;
 use std::os::unix::net::UnixListener;
@@ -6,18 +6,14 @@ use std::time::{Duration, Instant};
 
 use crate::support::{GuestSpec, kvm};
 use vmm::boot::kernel::KernelError;
-use vmm::{ConfigError, ProbeError, StartError, Vm, VmConfig};
+use vmm::{BlankMachine, BlockConfig, ConfigError, ProbeError, StartError, Vm, VmConfig};
 
-/// Tries to start a guest with `/dev/null` for KVM and a kernel of no use, after `change`.
-fn start(change: impl FnOnce(&mut VmConfig)) -> StartError {
+/// Tries to start a guest with a kernel of no use, after `change`.
+fn start(kvm: &File, change: impl FnOnce(&mut VmConfig)) -> StartError {
     let dir = tempfile::tempdir().unwrap();
     let spec = GuestSpec::program(b"\xf4");
     let mut config = VmConfig {
-        kvm: File::options()
-            .read(true)
-            .write(true)
-            .open("/dev/null")
-            .unwrap(),
+        machine: BlankMachine::create(kvm).unwrap(),
         memory: vmm::memory::create(spec.mem_mib).unwrap(),
         mem_mib: spec.mem_mib,
         vcpus: spec.vcpus,
@@ -37,7 +33,8 @@ fn start(change: impl FnOnce(&mut VmConfig)) -> StartError {
 
 #[test]
 fn memory_outside_the_limits_is_refused_with_the_number() {
-    let error = start(|config| config.mem_mib = 1);
+    let Some(kvm) = kvm() else { return };
+    let error = start(&kvm, |config| config.mem_mib = 1);
     assert!(
         matches!(
             error,
@@ -51,7 +48,8 @@ fn memory_outside_the_limits_is_refused_with_the_number() {
 
 #[test]
 fn guest_without_processors_is_refused() {
-    let error = start(|config| config.vcpus = 0);
+    let Some(kvm) = kvm() else { return };
+    let error = start(&kvm, |config| config.vcpus = 0);
     assert!(
         matches!(
             error,
@@ -65,7 +63,8 @@ fn guest_without_processors_is_refused() {
 
 #[test]
 fn more_processors_than_the_guest_kernel_knows_are_refused() {
-    let error = start(|config| config.vcpus = 33);
+    let Some(kvm) = kvm() else { return };
+    let error = start(&kvm, |config| config.vcpus = 33);
     assert!(
         matches!(
             error,
@@ -79,10 +78,29 @@ fn more_processors_than_the_guest_kernel_knows_are_refused() {
 
 #[test]
 fn file_that_is_not_kvm_is_refused_as_such() {
-    let error = start(|_| ());
-    assert!(matches!(error, StartError::Kvm { .. }), "{error}");
-    let cause = std::error::Error::source(&error).unwrap().to_string();
-    assert!(cause.starts_with("This is not KVM"), "{cause}");
+    let error = BlankMachine::create(&File::open("/dev/null").unwrap()).unwrap_err();
+    assert!(error.to_string().starts_with("This is not KVM"), "{error}");
+}
+
+#[test]
+fn disk_with_a_base_that_is_not_written_is_refused() {
+    let Some(kvm) = kvm() else { return };
+    let error = start(&kvm, |config| {
+        config.blocks.push(BlockConfig {
+            file: tempfile::tempfile().unwrap(),
+            base: Some(tempfile::tempfile().unwrap()),
+            read_only: true,
+        });
+    });
+    assert!(
+        matches!(
+            error,
+            StartError::Config {
+                source: ConfigError::ReadOnlyBase { index: 0 }
+            }
+        ),
+        "{error}"
+    );
 }
 
 #[test]
@@ -115,8 +133,7 @@ fn probe_gives_a_verdict_in_time_on_whatever_kvm_this_is() {
 #[test]
 fn kernel_that_is_no_kernel_is_refused_before_anything_runs() {
     let Some(device) = kvm() else { return };
-    let error = start(|config| {
-        config.kvm = device;
+    let error = start(&device, |config| {
         config.kernel = tempfile::tempfile().unwrap();
         config.kernel.set_len(4096).unwrap();
     });
@@ -134,8 +151,7 @@ fn kernel_that_is_no_kernel_is_refused_before_anything_runs() {
 #[test]
 fn memory_file_of_the_wrong_size_is_refused() {
     let Some(device) = kvm() else { return };
-    let error = start(|config| {
-        config.kvm = device;
+    let error = start(&device, |config| {
         config.memory = vmm::memory::create(128).unwrap();
     });
     assert!(matches!(error, StartError::Memory { .. }), "{error}");
@@ -144,8 +160,7 @@ fn memory_file_of_the_wrong_size_is_refused() {
 #[test]
 fn command_line_with_a_newline_is_refused() {
     let Some(device) = kvm() else { return };
-    let error = start(|config| {
-        config.kvm = device;
+    let error = start(&device, |config| {
         config.cmdline = "quiet\nroot".to_owned();
     });
     assert!(matches!(error, StartError::Cmdline { .. }), "{error}");

@@ -9,7 +9,10 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
 use tempfile::TempDir;
-use vmm::{BlockConfig, Vm, VmConfig, VmExit};
+use vmm::{
+    BlankMachine, BlockConfig, RestoreConfig, RestoreError, RestoreSteps, SnapshotFiles, Vm,
+    VmConfig, VmExit, VmHandle,
+};
 
 /// Nothing here takes a second on hardware; on an emulated CPU it may take some.
 pub const DEADLINE: Duration = Duration::from_secs(60);
@@ -45,7 +48,14 @@ pub fn skip(why: &str) {
 
 /// What the guest has printed so far.
 #[derive(Clone, Default)]
-pub struct Console(Arc<(Mutex<Vec<u8>>, Condvar)>);
+pub struct Console(Arc<(Mutex<Printed>, Condvar)>);
+
+#[derive(Default)]
+struct Printed {
+    bytes: Vec<u8>,
+    /// There will be no more.
+    ended: bool,
+}
 
 impl Console {
     /// Collects everything that comes out of `stream`.
@@ -53,22 +63,28 @@ impl Console {
         let console = Self::default();
         let shared = console.clone();
         std::thread::spawn(move || {
+            let (printed, changed) = &*shared.0;
             let mut buffer = [0; 4096];
             while let Ok(count @ 1..) = stream.read(&mut buffer) {
-                shared
-                    .0
-                    .0
-                    .lock()
-                    .unwrap()
-                    .extend_from_slice(&buffer[..count]);
-                shared.0.1.notify_all();
+                let mut printed = printed.lock().unwrap();
+                printed.bytes.extend_from_slice(&buffer[..count]);
+                changed.notify_all();
             }
+            printed.lock().unwrap().ended = true;
+            changed.notify_all();
         });
         console
     }
 
     pub fn text(&self) -> String {
-        String::from_utf8_lossy(&self.0.0.lock().unwrap()).into_owned()
+        String::from_utf8_lossy(&self.0.0.lock().unwrap().bytes).into_owned()
+    }
+
+    /// What a guest that ended has printed, to the last byte.
+    pub fn whole_text(&self) -> String {
+        let ended = self.wait_until_printed(|printed| printed.ended);
+        assert!(ended, "the console is still open");
+        self.text()
     }
 
     /// Waits until the guest has printed `wanted`.
@@ -94,19 +110,43 @@ impl Console {
         );
     }
 
+    /// Waits for a whole line in which `find` finds something, and gives that.
+    pub fn wait_for_line<T>(&self, wanted: &str, find: impl Fn(&str) -> Option<T>) -> T {
+        let search = |text: &[u8]| {
+            let text = String::from_utf8_lossy(text);
+            let whole = text.rfind('\n').map_or("", |end| &text[..end]);
+            whole.lines().find_map(|line| find(line.trim_end()))
+        };
+        let mut found = None;
+        let in_time = self.wait_until(|text| {
+            found = search(text);
+            found.is_some()
+        });
+        match found {
+            Some(found) if in_time => found,
+            _ => panic!(
+                "the guest did not print {wanted}; the end of its console:\n{}",
+                self.tail()
+            ),
+        }
+    }
+
     fn wait_until(&self, mut holds: impl FnMut(&[u8]) -> bool) -> bool {
-        let guard = self.0.0.lock().unwrap();
-        let (_guard, timeout) = self
-            .0
-            .1
-            .wait_timeout_while(guard, DEADLINE, |text| !holds(text))
+        self.wait_until_printed(|printed| holds(&printed.bytes))
+    }
+
+    fn wait_until_printed(&self, mut holds: impl FnMut(&Printed) -> bool) -> bool {
+        let (printed, changed) = &*self.0;
+        let guard = printed.lock().unwrap();
+        let (_guard, timeout) = changed
+            .wait_timeout_while(guard, DEADLINE, |printed| !holds(printed))
             .unwrap();
         !timeout.timed_out()
     }
 
     fn tail(&self) -> String {
         const TAIL: usize = 4096;
-        let text = self.0.0.lock().unwrap();
+        let text = &self.0.0.lock().unwrap().bytes;
         String::from_utf8_lossy(&text[text.len().saturating_sub(TAIL)..]).into_owned()
     }
 }
@@ -143,7 +183,7 @@ impl GuestSpec {
 pub struct Guest {
     vm: Vm,
     pub console: Console,
-    /// The guest's memory.
+    /// The guest's memory, of a restored guest that from which it started.
     pub memory: File,
     dir: TempDir,
 }
@@ -154,7 +194,7 @@ impl Guest {
         let (near, far) = UnixStream::pair().unwrap();
         let memory = vmm::memory::create(spec.mem_mib).unwrap();
         let config = VmConfig {
-            kvm,
+            machine: BlankMachine::create(&kvm).unwrap(),
             memory: memory.try_clone().unwrap(),
             mem_mib: spec.mem_mib,
             vcpus: spec.vcpus,
@@ -179,8 +219,8 @@ impl Guest {
         Self::start(kvm, GuestSpec::program(code))
     }
 
-    pub fn vm(&self) -> &Vm {
-        &self.vm
+    pub fn vm(&self) -> VmHandle {
+        self.vm.handle()
     }
 
     /// The host's side of vsock.
@@ -211,6 +251,74 @@ impl Guest {
                 console.tail()
             ),
         }
+    }
+}
+
+/// A guest as files.
+pub struct Snapshot {
+    pub files: SnapshotFiles,
+    pub working_set: Option<File>,
+}
+
+impl Snapshot {
+    /// Pauses `guest` and saves it.
+    pub fn of(guest: &Guest, disks: usize) -> Self {
+        let file = || tempfile::tempfile().unwrap();
+        let files = SnapshotFiles {
+            state: file(),
+            memory: file(),
+            disks: (0..disks).map(|_| file()).collect(),
+        };
+        guest.vm().pause().unwrap();
+        guest.vm().save(&files).unwrap();
+        Self {
+            files,
+            working_set: None,
+        }
+    }
+
+    /// A guest that goes on from here. It has no disks.
+    pub fn restore(&self, kvm: &File) -> Guest {
+        self.restore_with(kvm, Vec::new()).unwrap().0
+    }
+
+    /// A guest that goes on from here, or why there can be none.
+    pub fn restore_with(
+        &self,
+        kvm: &File,
+        blocks: Vec<BlockConfig>,
+    ) -> Result<(Guest, RestoreSteps), RestoreError> {
+        let dir = tempfile::tempdir().unwrap();
+        let (near, far) = UnixStream::pair().unwrap();
+        let (vm, steps) = Vm::restore(RestoreConfig {
+            machine: BlankMachine::create(kvm).unwrap(),
+            state: self.files.state.try_clone().unwrap(),
+            memory: self.files.memory.try_clone().unwrap(),
+            blocks,
+            vsock: UnixListener::bind(dir.path().join("vsock.sock")).unwrap(),
+            console: File::from(std::os::fd::OwnedFd::from(near)),
+            working_set: self
+                .working_set
+                .as_ref()
+                .map(|file| file.try_clone().unwrap()),
+        })?;
+        let guest = Guest {
+            vm,
+            console: Console::collect(far),
+            memory: self.files.memory.try_clone().unwrap(),
+            dir,
+        };
+        Ok((guest, steps))
+    }
+
+    /// Bytes of the guest's memory below 3 GiB.
+    pub fn peek<const N: usize>(&self, address: u64) -> [u8; N] {
+        let mut bytes = [0; N];
+        self.files
+            .memory
+            .read_exact_at(&mut bytes, address)
+            .unwrap();
+        bytes
     }
 }
 

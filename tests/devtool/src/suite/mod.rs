@@ -29,6 +29,8 @@ const LABS: usize = 2;
 const TESTS_HERE: [&str; 2] = ["doctor::doctor_says", "doctor::serve_without"];
 /// Where the labs find things.
 const FOLDER: &str = "/suite";
+/// What tests without the binary boot. The file system of a writable layer comes packed: unpacked it is 64 MiB of the lab's memory.
+const GUEST_FILES: [&str; 3] = ["vmlinux", "initramfs.cpio", "scratch.ext4.zst"];
 
 #[derive(clap::Args)]
 pub struct Arguments {
@@ -125,11 +127,11 @@ fn run_in_labs(workspace: &Workspace, only: Option<&str>) -> Result<Report> {
             source: python,
             target: "/python.tar".to_owned(),
         },
-        LabFile {
-            source: workspace.guest().join("vmlinux"),
-            target: format!("{FOLDER}/guest/vmlinux"),
-        },
     ]);
+    files.extend(GUEST_FILES.map(|name| LabFile {
+        source: workspace.guest().join(name),
+        target: format!("{FOLDER}/guest/{name}"),
+    }));
     let outcomes: Vec<Result<Report>> = std::thread::scope(|scope| {
         let (lab, files) = (&lab, &files);
         let mut threads = Vec::new();

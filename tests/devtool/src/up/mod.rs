@@ -65,7 +65,7 @@ pub fn run(workspace: &Workspace, arguments: &Arguments) -> Result<ExitCode> {
     println!("Try it    {}", access.as_text());
     println!();
     if arguments.once {
-        request(&access, "First request (boots a microVM)")?;
+        request(&access, "First request (a new microVM)")?;
         request(&access, "Second request (same session)")?;
         place.stop()?;
         return Ok(ExitCode::SUCCESS);

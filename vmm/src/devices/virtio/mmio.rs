@@ -14,11 +14,15 @@
 //! CVE-2026-5747). A wrong access changes nothing and is logged a few times.
 //!
 //! # Snapshot
-//! Saved: [`TransportState`], interrupt status, DEVICE_NEEDS_RESET, queue positions. Not saved:
-//! eventfds.
+//! Saved: [`super::state::TransportSaved`], which is the registers, interrupt status, DEVICE_NEEDS_RESET, queue positions, and
+//! what the device remembers. Not saved: eventfds, so after a restore each doorbell is rung once and a pending
+//! interrupt raised once more: both may have been under way. A file that describes another device than the one
+//! at hand is refused by name, and one that no driver can have brought about as well.
 //!
 //! # Not here
 //! Legacy registers, shared memory regions, queue reset. Spec: virtio 1.2, sections 4.2.2, 2.1, 3.1.
+
+mod saved;
 
 use std::io;
 use std::sync::{Arc, Mutex};
@@ -42,6 +46,8 @@ use crate::devices::event_loop::EventLoop;
 use crate::devices::limited::LogBudget;
 use crate::devices::lock;
 use crate::memory::Memory;
+
+pub use saved::TransportError;
 
 /// How many bytes of guest-physical address space a transport takes.
 pub const LEN: u64 = 0x1000;
@@ -673,7 +679,7 @@ mod tests {
         let (memory, mut queues, irq) = (machine.memory, machine.queues, machine.irq);
         let transport = Arc::new(Mutex::new(machine.transport));
         let mut event_loop = EventLoop::new().unwrap();
-        let stopper = event_loop.stopper().unwrap();
+        let gate = event_loop.gate();
         MmioTransport::attach(&transport, &mut event_loop).unwrap();
         let doorbells = lock(&transport).doorbells().unwrap();
         assert_eq!(
@@ -696,7 +702,7 @@ mod tests {
         wait_for(&irq);
         assert_eq!(queues[1].used().len(), 1);
 
-        stopper.stop();
+        gate.stop();
         thread.join().unwrap().unwrap();
         drop(memory);
     }

@@ -16,6 +16,8 @@ mod buffers;
 mod iovec;
 pub mod mmio;
 pub mod queue;
+#[cfg(test)]
+mod restore_tests;
 pub mod rng;
 mod runner;
 pub mod state;
@@ -30,7 +32,9 @@ use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 
 use super::event_loop::{Ready, Watcher};
 use crate::memory::Memory;
+use block::Block;
 use queue::{RingError, VirtQueue};
+use state::DeviceState;
 
 /// What every device offers: the modern interface, and interrupts only when the driver waits.
 const COMMON_FEATURES: u64 = 1 << VIRTIO_F_VERSION_1 | 1 << VIRTIO_RING_F_EVENT_IDX;
@@ -81,6 +85,19 @@ pub trait VirtioDevice: Send {
     fn activate(&mut self, features: u64);
     /// The driver is gone; forget what it said.
     fn reset(&mut self);
+    /// What the device has to remember beside rings and configuration. Called between two turns of the event loop.
+    fn save(&self) -> DeviceState {
+        DeviceState::Nothing
+    }
+    /// Remembers it. Called before anything else, and followed by `activate` if a driver was up then. `None` if
+    /// the state is not of such a device, or cannot be.
+    fn restore(&mut self, state: DeviceState) -> Option<()> {
+        (state == DeviceState::Nothing).then_some(())
+    }
+    /// The disk in this device, if it is one that the guest writes to.
+    fn writable_disk(&self) -> Option<&Block> {
+        None
+    }
     /// The driver rang the doorbell of `queue`, or the device asked to be called again.
     fn queue_ready(&mut self, queue: usize, rings: &mut Rings<'_>) -> Result<Work, RingError>;
     /// Something happened to a descriptor from [`VirtioDevice::watch`]. `rings` is `None` while no

@@ -14,7 +14,7 @@ use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
 use vm_memory::{Address, Bytes, GuestAddress, GuestMemory, Permissions};
 
 use super::buffers::Buffers;
-use super::state::QueueRegisters;
+use super::state::{QueuePosition, QueueRegisters};
 use crate::memory::Memory;
 
 /// What is wrong with a ring.
@@ -98,6 +98,47 @@ impl VirtQueue {
             queue,
             completed: false,
         })
+    }
+
+    /// Goes on where a queue of the same registers had come to. Any position is safe: one that the ring does not
+    /// bear out is an [`RingError::AvailableIndex`] later.
+    pub fn continue_at(&mut self, position: QueuePosition) {
+        self.queue.set_next_avail(position.next_avail);
+        self.queue.set_next_used(position.next_used);
+    }
+
+    /// How far this queue has come. Between two calls of the device nothing else is to be remembered.
+    pub fn position(&self) -> QueuePosition {
+        QueuePosition {
+            next_avail: self.queue.next_avail(),
+            next_used: self.queue.next_used(),
+        }
+    }
+
+    /// The driver's own count of the chains that it ever made available, modulo 2^16.
+    pub fn available_index(&self, memory: &Memory) -> Result<u16, RingError> {
+        self.queue
+            .avail_idx(memory, Ordering::Acquire)
+            .map(|index| index.0)
+            .map_err(|_| RingError::Access)
+    }
+
+    /// Asks for a doorbell when the driver makes a chain available after the `seen` that it has, although they
+    /// are left in the ring. The caller looks at the index again afterwards: the doorbell may never come for what
+    /// was added meanwhile.
+    pub fn rearm_beyond(&mut self, memory: &Memory, seen: u16) -> Result<(), RingError> {
+        if self.queue.event_idx_enabled() {
+            // Section 2.7.10: `avail_event` follows the elements of the used ring.
+            const HEADER: u64 = 4;
+            const ELEMENT: u64 = 8;
+            let at = self.queue.used_ring() + HEADER + ELEMENT * u64::from(self.queue.size());
+            memory
+                .store(seen.to_le(), GuestAddress(at), Ordering::Relaxed)
+                .map_err(|_| RingError::Access)?;
+        }
+        // Without event indices the driver rings for every chain: the device never asks it not to.
+        std::sync::atomic::fence(Ordering::SeqCst);
+        Ok(())
     }
 
     /// The next chain that the driver made available. A chain with any fault is an error, not a

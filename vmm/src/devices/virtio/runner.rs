@@ -14,7 +14,9 @@ use std::sync::{Arc, Mutex};
 use virtio_bindings::virtio_mmio::{VIRTIO_MMIO_INT_CONFIG, VIRTIO_MMIO_INT_VRING};
 use vmm_sys_util::eventfd::EventFd;
 
+use super::block::Block;
 use super::queue::{RingError, VirtQueue};
+use super::state::{CONFIG_BYTES, DeviceState, QueuePosition};
 use super::{Rings, VirtioDevice, Work};
 use crate::devices::event_loop::{Handler, Ready, Watcher};
 use crate::devices::limited::LogBudget;
@@ -111,6 +113,48 @@ impl Runner {
         // The driver may have filled queues before DRIVER_OK, and the device may have been waiting
         // for the driver: let it look at each queue once.
         (0..self.doorbells.len()).for_each(|queue| self.ring(queue));
+    }
+
+    /// The configuration as the driver reads it.
+    pub fn config(&self) -> Vec<u8> {
+        let mut config = vec![0; CONFIG_BYTES];
+        self.read_config(0, &mut config);
+        config
+    }
+
+    /// What the device remembers, and how far it has come in its rings. The event loop is parked.
+    pub fn save(&self) -> (DeviceState, Vec<QueuePosition>) {
+        let core = lock(&self.core);
+        let queues = core.queues.iter().flatten();
+        (
+            core.device.save(),
+            queues.map(VirtQueue::position).collect(),
+        )
+    }
+
+    /// Makes a new device what a saved one was. Nothing of it is on the event loop yet, and the guest is not told
+    /// of anything: see [`Runner::interrupt_status`].
+    pub fn restore(
+        &self,
+        device: DeviceState,
+        queues: Option<Vec<VirtQueue>>,
+        features: u64,
+        interrupt_status: u32,
+        needs_reset: bool,
+    ) -> Option<()> {
+        lock(&self.core).device.restore(device)?;
+        if let Some(queues) = queues {
+            self.activate(queues, features);
+        }
+        self.interrupt_status
+            .store(interrupt_status, Ordering::SeqCst);
+        self.needs_reset.store(needs_reset, Ordering::SeqCst);
+        Some(())
+    }
+
+    /// Calls `with` if this is a disk that the guest writes to. The event loop is parked.
+    pub fn with_writable_disk<T>(&self, with: impl FnOnce(&Block) -> T) -> Option<T> {
+        lock(&self.core).device.writable_disk().map(with)
     }
 
     /// Stops the device. When this returns, it touches neither guest memory nor the interrupt.

@@ -1,10 +1,8 @@
-//! Carries block requests out on a file.
+//! Carries block requests out on a disk.
 
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom};
 
-use rustix::fs::{FallocateFlags, fallocate};
-use rustix::io::Errno;
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX,
     VIRTIO_BLK_F_WRITE_ZEROES, VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK, VIRTIO_BLK_S_UNSUPP,
@@ -12,13 +10,11 @@ use virtio_bindings::virtio_blk::{
 use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_INDIRECT_DESC;
 
-use super::request::{
-    ID_BYTES, MAX_RANGE_SECTORS, MAX_RANGES, Range, Refusal, Request, SECTOR, parse,
-};
+use super::disk::Disk;
+use super::request::{ID_BYTES, MAX_RANGE_SECTORS, MAX_RANGES, Refusal, Request, SECTOR, parse};
 use super::state::BlockState;
+use crate::config::BlockConfig;
 use crate::devices::limited::LogBudget;
-use crate::devices::virtio::buffers::Buffers;
-use crate::devices::virtio::iovec;
 use crate::devices::virtio::queue::{Chain, RingError};
 use crate::devices::virtio::{Rings, VirtioDevice, Work, copy_config};
 
@@ -31,29 +27,44 @@ const REQUESTS_PER_CALL: usize = 32;
 /// Bytes of `struct virtio_blk_config` up to the last field that is offered.
 const CONFIG_BYTES: usize = 60;
 
-/// A disk backed by a file.
+/// A disk backed by a file, or by a file and what it was forked from.
 pub struct Block {
-    file: File,
+    disk: Disk,
     state: BlockState,
     log: LogBudget,
 }
 
 impl Block {
-    /// The disk has as many whole sectors as the file has now. With `read_only` no request changes
-    /// the file, whatever the guest's driver believes.
-    pub fn new(file: File, read_only: bool) -> io::Result<Self> {
+    /// The disk has as many whole sectors as its file has now. Read-only, no request changes the file,
+    /// whatever the guest's driver believes.
+    pub fn new(config: BlockConfig) -> io::Result<Self> {
+        let BlockConfig {
+            file,
+            base,
+            read_only,
+        } = config;
+        if read_only && base.is_some() {
+            // Nothing could ever be different from the base.
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
         // Not the metadata: a block device has no length there.
         let bytes = (&file).seek(SeekFrom::End(0))?;
-        let state = BlockState {
-            capacity: bytes / SECTOR,
-            read_only,
-            features: 0,
-        };
+        let capacity = bytes / SECTOR;
         Ok(Self {
-            file,
-            state,
+            disk: Disk::new(file, base, capacity * SECTOR)?,
+            state: BlockState {
+                capacity,
+                read_only,
+                features: 0,
+            },
             log: LogBudget::new(),
         })
+    }
+
+    /// Writes what the disk holds now, and nothing else, to a file, with holes for zeros. The guest is paused,
+    /// so that no request comes in between.
+    pub fn flatten(&self, to: &File) -> io::Result<()> {
+        self.disk.flatten(to)
     }
 
     fn serve(&mut self, chain: Chain<'_>) -> usize {
@@ -73,12 +84,17 @@ impl Block {
     /// Gives the status and how many bytes of the guest's buffers were filled.
     fn carry_out(&mut self, request: Request<'_>) -> (u32, usize) {
         let result = match request {
-            Request::Read { offset, to } => read(&self.file, offset, to),
-            Request::Write { offset, from } => write(&self.file, offset, from).map(|()| 0),
-            // The guest asks that its data outlive a power cut; metadata such as times need not.
-            Request::Flush => self.file.sync_data().map(|()| 0),
+            Request::Read { offset, to } => self.disk.read(offset, to),
+            Request::Write { offset, from } => self.disk.write(offset, from).map(|()| 0),
+            // The guest asks that its data outlive a power cut.
+            Request::Flush => self.disk.sync().map(|()| 0),
             Request::Identify { mut to } => Ok(to.copy_in(&self.id())),
-            Request::Zero { ranges } => zero(&self.file, &ranges).map(|()| 0),
+            Request::Zero { ranges } => {
+                let mut ranges = ranges.into_iter();
+                ranges
+                    .try_for_each(|range| self.disk.zero(range))
+                    .map(|()| 0)
+            }
         };
         match result {
             Ok(written) => (VIRTIO_BLK_S_OK, written),
@@ -160,6 +176,10 @@ impl VirtioDevice for Block {
         self.state.features = 0;
     }
 
+    fn writable_disk(&self) -> Option<&Block> {
+        (!self.state.read_only).then_some(self)
+    }
+
     fn queue_ready(&mut self, _queue: usize, rings: &mut Rings<'_>) -> Result<Work, RingError> {
         let Rings { memory, queues } = rings;
         let queue = &mut queues[0];
@@ -176,52 +196,4 @@ impl VirtioDevice for Block {
         }
         Ok(Work::Again { queue: 0 })
     }
-}
-
-/// Fills `to` from the file. A file that became shorter than the disk is an error.
-fn read(file: &File, mut offset: u64, mut to: Buffers<'_>) -> io::Result<usize> {
-    let total = to.len();
-    while !to.is_empty() {
-        match iovec::read_at(file, to.slices(), offset) {
-            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
-            Ok(count) => {
-                to.advance(count);
-                offset += count as u64;
-            }
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(total)
-}
-
-fn write(file: &File, mut offset: u64, mut from: Buffers<'_>) -> io::Result<()> {
-    while !from.is_empty() {
-        match iovec::write_at(file, from.slices(), offset) {
-            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-            Ok(count) => {
-                from.advance(count);
-                offset += count as u64;
-            }
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(())
-}
-
-/// Makes ranges read as zero and gives their blocks back to the host. A file system that cannot
-/// says so, and the guest then writes zeros itself.
-fn zero(file: &File, ranges: &[Range]) -> io::Result<()> {
-    let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-    for range in ranges.iter().filter(|range| range.len > 0) {
-        loop {
-            match fallocate(file, flags, range.offset, range.len) {
-                Ok(()) => break,
-                Err(Errno::INTR) => {}
-                Err(error) => return Err(error.into()),
-            }
-        }
-    }
-    Ok(())
 }

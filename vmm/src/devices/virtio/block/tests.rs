@@ -3,6 +3,7 @@ use std::io::Write;
 use std::os::unix::fs::{FileExt, MetadataExt};
 
 use super::Block;
+use crate::config::BlockConfig;
 use crate::devices::virtio::VirtioDevice;
 use crate::devices::virtio::testing::*;
 
@@ -34,8 +35,18 @@ fn disk() -> File {
 
 fn machine(read_only: bool) -> (Machine, File) {
     let file = disk();
-    let device = Block::new(file.try_clone().unwrap(), read_only).unwrap();
+    let device = block(file.try_clone().unwrap(), read_only);
     (Machine::started(Box::new(device)), file)
+}
+
+fn block(file: File, read_only: bool) -> Block {
+    let base = None;
+    Block::new(BlockConfig {
+        file,
+        base,
+        read_only,
+    })
+    .unwrap()
 }
 
 fn content(file: &File) -> Vec<u8> {
@@ -91,7 +102,7 @@ fn part_of_a_sector_at_the_end_of_the_file_is_not_disk() {
     let file = tempfile::tempfile().unwrap();
     file.set_len(512 * 3 + 511).unwrap();
     let mut config = [0; 8];
-    Block::new(file, false).unwrap().read_config(0, &mut config);
+    block(file, false).read_config(0, &mut config);
     assert_eq!(u64::from_le_bytes(config), 3);
 }
 
@@ -178,7 +189,7 @@ fn read_only_disk_is_never_written_whatever_the_driver_asks() {
         );
     }
     assert_eq!(content(&file), before);
-    let features = Block::new(file, true).unwrap().features();
+    let features = block(file, true).features();
     assert_eq!(features & (1 << 5), 1 << 5);
     assert_eq!(features & (1 << 13 | 1 << 14), 0);
 }
@@ -408,13 +419,67 @@ fn indirect_request_is_served() {
     assert_eq!(machine.get(BUFFER, 512), [9; 512]);
 }
 
+/// A disk of 64 sectors over [`disk`], and the file with what it has of its own.
+fn fork() -> (Machine, File, File) {
+    let (file, base) = (tempfile::tempfile().unwrap(), disk());
+    file.set_len(64 * 512).unwrap();
+    let device = Block::new(BlockConfig {
+        file: file.try_clone().unwrap(),
+        base: Some(base.try_clone().unwrap()),
+        read_only: false,
+    });
+    (Machine::started(Box::new(device.unwrap())), file, base)
+}
+
+#[test]
+fn disk_over_a_base_is_read_and_written_through_the_queue() {
+    let (mut machine, file, base) = fork();
+    machine.put(BUFFER, &[0xab; 512]);
+    assert_eq!(
+        request(&mut machine, OUT, 10, &[(BUFFER, 512, false)]),
+        (OK, 1)
+    );
+    let data = [(BUFFER, 700, true), (BUFFER + 4096, 836, true)];
+    assert_eq!(request(&mut machine, IN, 9, &data), (OK, 1537));
+    let read = [machine.get(BUFFER, 700), machine.get(BUFFER + 4096, 836)].concat();
+    assert_eq!(read, [[9; 512], [0xab; 512], [11; 512]].concat());
+    segment(&machine, BUFFER, 8, 16, 0);
+    assert_eq!(
+        request(&mut machine, DISCARD, 0, &[(BUFFER, 16, false)]),
+        (OK, 1)
+    );
+    assert_eq!(
+        request(&mut machine, IN, 10, &[(BUFFER, 512, true)]),
+        (OK, 513)
+    );
+    assert_eq!(machine.get(BUFFER, 512), [0; 512]);
+    assert_eq!(request(&mut machine, FLUSH, 0, &[]), (OK, 1));
+    assert_eq!(content(&base), content(&disk()));
+    assert_eq!(file.metadata().unwrap().size(), 64 * 512);
+}
+
+#[test]
+fn read_only_disk_with_a_base_is_refused() {
+    let config = BlockConfig {
+        file: disk(),
+        base: Some(disk()),
+        read_only: true,
+    };
+    assert!(Block::new(config).is_err());
+}
+
 proptest::proptest! {
     #[test]
     fn no_request_panics_or_changes_the_length_of_the_disk(
-        header: [u8; 16], kind in 0..16_u32, small: bool, sector in 0..80_u64,
+        forked: bool, header: [u8; 16], kind in 0..16_u32, small: bool, sector in 0..80_u64,
         pieces in proptest::collection::vec((0..0x4000_u64, 0..2000_u32, proptest::prelude::any::<bool>()), 0..8)
     ) {
-        let (mut machine, file) = machine(false);
+        let (mut machine, file) = if forked {
+            let (machine, file, _) = fork();
+            (machine, file)
+        } else {
+            machine(false)
+        };
         machine.put(HEADER, &header);
         if small {
             machine.put(HEADER, &[&kind.to_le_bytes()[..], &[0; 4], &sector.to_le_bytes()].concat());

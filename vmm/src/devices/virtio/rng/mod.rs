@@ -14,7 +14,7 @@
 //!
 //! # Snapshot
 //! Nothing of its own: queue positions are the transport's. A copy of a guest needs new numbers
-//! before it needs this device, and that is the agent's work.
+//! before it needs this device; its kernel hears of that by the generation id, and the agent sees to it.
 //!
 //! # Not here
 //! Leaking-detection features. Spec: virtio 1.2, section 5.4.

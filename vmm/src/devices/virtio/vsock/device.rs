@@ -12,22 +12,40 @@ use super::state::VsockState;
 use crate::devices::event_loop::{Ready, Watcher};
 use crate::devices::virtio::buffers::Buffers;
 use crate::devices::virtio::queue::{Chain, ChainFault, RingError, VirtQueue};
+use crate::devices::virtio::state::DeviceState;
 use crate::devices::virtio::{Rings, VirtioDevice, Work, copy_config};
 use crate::memory::Memory;
 
 const RX: usize = 0;
 const TX: usize = 1;
-/// Receive, transmit, event. Events would tell of a migration, and there is none.
+const EVENT: usize = 2;
+/// Receive, transmit, event. The one event there is tells a restored guest that its connections are gone.
 const QUEUE_SIZES: &[u16] = &[256, 256, 8];
+
+/// VIRTIO_VSOCK_EVENT_TRANSPORT_RESET, section 5.10.6.7.
+const EVENT_TRANSPORT_RESET: u32 = 0;
 
 /// Packets from the guest served before other devices get their turn. Each carries up to 64 KiB.
 const TX_PER_CALL: usize = 64;
 /// Receive buffers filled before other devices, and events of other clients, get their turn.
 const BUFFERS_PER_CALL: usize = 64;
 
+/// What a restored guest has to be told before anything else.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Reset {
+    /// Nothing, or it has been told and has answered.
+    Done,
+    /// Its connections are gone.
+    Due,
+    /// It was told. When it has drawn its conclusions it gives the buffer back, so that it has then made more
+    /// chains available than this.
+    Told { available: u16 },
+}
+
 /// The socket device.
 pub struct Vsock {
     muxer: Muxer,
+    reset: Reset,
 }
 
 /// A receive buffer, cut where the payload begins.
@@ -70,6 +88,7 @@ impl Vsock {
     pub fn new(guest_cid: u64, listener: UnixListener) -> io::Result<Self> {
         Ok(Self {
             muxer: Muxer::new(VsockState::new(guest_cid), listener)?,
+            reset: Reset::Done,
         })
     }
 
@@ -98,8 +117,42 @@ impl Vsock {
         Ok(Work::Again { queue: TX })
     }
 
+    /// Tells a restored guest about its connections, then waits for its answer. Until that is there it gets no
+    /// packet: it would take one that follows the event for a part of what the event ends, and so end a
+    /// connection that was never there before.
+    fn tell(&mut self, rings: &mut Rings<'_>) -> Result<(), RingError> {
+        let Rings { memory, queues } = rings;
+        let queue = &mut queues[EVENT];
+        while self.reset == Reset::Due {
+            match queue.pop(memory)? {
+                Some(mut chain) => {
+                    let available = queue.available_index(memory)?;
+                    let written = chain.writable.copy_in(&EVENT_TRANSPORT_RESET.to_le_bytes());
+                    queue.complete(memory, chain.head, written)?;
+                    queue.rearm_beyond(memory, available)?;
+                    self.reset = Reset::Told { available };
+                }
+                None if queue.rearm(memory)? => {}
+                None => break,
+            }
+        }
+        // Also right after it was told: the doorbell may have been rung before it was asked for.
+        if let Reset::Told { available } = self.reset
+            && queue.available_index(memory)? != available
+        {
+            self.reset = Reset::Done;
+        }
+        Ok(())
+    }
+
     /// Serves as many offers as there are receive buffers.
     fn deliver(&mut self, rings: &mut Rings<'_>) -> Result<Work, RingError> {
+        if self.reset != Reset::Done {
+            self.tell(rings)?;
+            if self.reset != Reset::Done {
+                return Ok(Work::Done);
+            }
+        }
         let Rings { memory, queues } = rings;
         let queue = &mut queues[RX];
         let mut filled = 0;
@@ -209,7 +262,24 @@ impl VirtioDevice for Vsock {
     }
 
     fn reset(&mut self) {
+        // A new driver has no connections to lose.
+        self.reset = Reset::Done;
         self.muxer.reset();
+    }
+
+    fn save(&self) -> DeviceState {
+        DeviceState::Vsock(self.state().clone())
+    }
+
+    fn restore(&mut self, state: DeviceState) -> Option<()> {
+        match state {
+            DeviceState::Vsock(state) if state.guest_cid == self.state().guest_cid => {
+                self.muxer.restore(state);
+                self.reset = Reset::Due;
+                Some(())
+            }
+            DeviceState::Vsock(_) | DeviceState::Nothing => None,
+        }
     }
 
     fn queue_ready(&mut self, queue: usize, rings: &mut Rings<'_>) -> Result<Work, RingError> {

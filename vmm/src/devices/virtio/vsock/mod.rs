@@ -23,7 +23,10 @@
 //! host are trusted to be the appliance: the socket's directory says who may connect.
 //!
 //! # Snapshot
-//! Saved: [`state::VsockState`] and queue positions. Not saved: connections. Both ends see a reset.
+//! Saved: [`state::VsockState`] and queue positions. Not saved: connections, clients, what waits for either. A
+//! restored guest is told so by an event before anything else, resets its connections, keeps its listening
+//! sockets, and answers by giving the event's buffer back; until then it gets no packet. New connections from the
+//! host have ports that the guest has not seen. The microVM that was saved keeps its connections.
 //!
 //! # Not here
 //! Datagrams, sequential packets, guest-to-guest traffic. Spec: virtio 1.2, section 5.10.

@@ -83,6 +83,11 @@ impl Muxer {
         &self.state
     }
 
+    /// Goes on with the address and the ports of a saved device. Of its connections nothing is known here.
+    pub fn restore(&mut self, state: VsockState) {
+        self.state = state;
+    }
+
     pub fn set_features(&mut self, features: u64) {
         self.state.features = features;
     }

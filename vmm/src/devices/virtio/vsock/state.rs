@@ -1,8 +1,10 @@
 //! What a vsock device remembers, as plain numbers. Connections are not in here: after a restore
 //! both ends of each see a reset.
 
+use serde::{Deserialize, Serialize};
+
 /// A vsock device without its sockets.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VsockState {
     /// The guest's address.
     pub guest_cid: u64,
@@ -27,7 +29,8 @@ impl VsockState {
 
     /// A port for one connection from the host.
     pub fn take_host_port(&mut self) -> u32 {
-        let port = self.next_host_port;
+        // A saved number may be any.
+        let port = self.next_host_port.max(FIRST_HOST_PORT);
         self.next_host_port = port.checked_add(1).unwrap_or(FIRST_HOST_PORT);
         port
     }

@@ -8,6 +8,7 @@ mod connecting;
 mod data;
 mod ending;
 mod hostile;
+mod restoring;
 
 use std::io::{self, Read, Write};
 use std::net::Shutdown;

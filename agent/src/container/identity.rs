@@ -1,0 +1,304 @@
+//! What an isolated container sees of its guest's identity: host name, machine id, boot id.
+//!
+//! A container that was forked while it ran cannot set these itself, so they are set from outside, and for a
+//! container that has not started yet in the same way. The stage opens what that takes while the
+//! image is the only thing that can be hostile, and hands it to the agent; nothing is looked up by path in
+//! the agent's own tree or through `/proc/PID`.
+
+use std::fs::{self, File, Permissions};
+use std::io::{self, IoSlice, IoSliceMut, Write};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::{FileExt, PermissionsExt};
+use std::os::unix::net::UnixStream;
+
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags, mkdirat, openat, openat2, unlinkat};
+use rustix::io::Errno;
+use rustix::mount::{MountFlags, mount_bind, mount_remount};
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
+};
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+use wire::Identity;
+
+use crate::attempt::{Attempt, SetupError};
+
+const HOST_NAME_NAMESPACE: &str = "/proc/self/ns/uts";
+const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
+/// Where the file behind [`BOOT_ID`] has a name for a moment: in the stage's own `/dev`, into which no image can
+/// have put anything.
+const BOOT_ID_FILE: &str = "/dev/.boot_id";
+
+/// The places where a container sees its identity. All of them are open, so that no path is followed later
+/// but those inside the container's root.
+pub struct View {
+    root: OwnedFd,
+    /// The namespace with the host name.
+    names: OwnedFd,
+    /// The file that covers [`BOOT_ID`].
+    boot_id: File,
+}
+
+impl View {
+    /// Opens the view of the calling process, which has its own mounts already.
+    ///
+    /// The kernel makes the machine's boot id when it is first read, and it is then the same in every fork. So
+    /// nobody reads it: a file of ours is mounted over it.
+    pub fn open() -> Result<Self, SetupError> {
+        let directory = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let root = openat(CWD, "/", directory, Mode::empty()).attempt(|| "open the root".into())?;
+        let names = File::open(HOST_NAME_NAMESPACE)
+            .attempt(|| format!("open {HOST_NAME_NAMESPACE}"))?
+            .into();
+        let boot_id = openat(
+            CWD,
+            BOOT_ID_FILE,
+            OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC,
+            Mode::from_raw_mode(0o444),
+        )
+        .attempt(|| format!("make {BOOT_ID_FILE}"))?;
+        mount_bind(BOOT_ID_FILE, BOOT_ID).attempt(|| format!("mount a file on {BOOT_ID}"))?;
+        let flags = MountFlags::BIND
+            | MountFlags::RDONLY
+            | MountFlags::NOSUID
+            | MountFlags::NODEV
+            | MountFlags::NOEXEC;
+        mount_remount(BOOT_ID, flags, c"").attempt(|| format!("make {BOOT_ID} read-only"))?;
+        fs::remove_file(BOOT_ID_FILE).attempt(|| format!("remove {BOOT_ID_FILE}"))?;
+        Ok(Self {
+            root,
+            names,
+            boot_id: boot_id.into(),
+        })
+    }
+
+    /// Gives the container its names, before or while it runs.
+    pub fn set(&self, identity: &Identity) -> Result<(), SetupError> {
+        let Identity {
+            hostname,
+            machine_id,
+            boot_id,
+            ..
+        } = identity;
+        self.set_host_name(hostname)?;
+        let etc = self.open_etc()?;
+        replace(&etc, "hostname", &format!("{hostname}\n"), 0o644)?;
+        replace(&etc, "hosts", &hosts(hostname), 0o644)?;
+        replace(&etc, "machine-id", &format!("{machine_id}\n"), 0o444)?;
+        self.set_boot_id(boot_id)
+    }
+
+    /// The host name belongs to a namespace, and the call to the calling thread's: goes there and comes back.
+    fn set_host_name(&self, hostname: &str) -> Result<(), SetupError> {
+        let kind = Some(LinkNameSpaceType::HostNameAndNISDomainName);
+        let own =
+            File::open(HOST_NAME_NAMESPACE).attempt(|| format!("open {HOST_NAME_NAMESPACE}"))?;
+        move_into_link_name_space(self.names.as_fd(), kind)
+            .attempt(|| "enter the container's host name namespace".into())?;
+        let set = rustix::system::sethostname(hostname.as_bytes());
+        move_into_link_name_space(own.as_fd(), kind)
+            .attempt(|| "leave the container's host name namespace".into())?;
+        set.attempt(|| format!("set the host name to {hostname}"))
+    }
+
+    /// The container's `/etc`, wherever its links lead inside of its own root.
+    fn open_etc(&self) -> Result<OwnedFd, SetupError> {
+        let open = || {
+            openat2(
+                &self.root,
+                "etc",
+                OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
+                Mode::empty(),
+                ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS,
+            )
+        };
+        let opened = match open() {
+            Err(Errno::NOENT) => {
+                mkdirat(&self.root, "etc", Mode::from_raw_mode(0o755)).and_then(|()| open())
+            }
+            opened => opened,
+        };
+        opened.attempt(|| "open the container's /etc".into())
+    }
+
+    /// In place, because a mount holds on to its file and not to a name.
+    fn set_boot_id(&self, boot_id: &str) -> Result<(), SetupError> {
+        let text = format!("{boot_id}\n");
+        let set = || -> io::Result<()> {
+            self.boot_id.set_len(text.len() as u64)?;
+            self.boot_id.write_all_at(text.as_bytes(), 0)
+        };
+        set().attempt(|| "set the container's boot id".into())
+    }
+
+    /// Hands the view over, with `byte`.
+    pub fn send(&self, channel: &UnixStream, byte: u8) -> io::Result<()> {
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(3))];
+        let mut ancillary = SendAncillaryBuffer::new(&mut space);
+        let descriptors = [self.root.as_fd(), self.names.as_fd(), self.boot_id.as_fd()];
+        if !ancillary.push(SendAncillaryMessage::ScmRights(&descriptors)) {
+            return Err(io::ErrorKind::OutOfMemory.into());
+        }
+        let flags = SendFlags::NOSIGNAL;
+        sendmsg(channel, &[IoSlice::new(&[byte])], &mut ancillary, flags)?;
+        Ok(())
+    }
+
+    /// Takes one byte and, if it comes with one, a view. `None` is the end of the stream.
+    pub fn receive(channel: &UnixStream) -> io::Result<Option<(u8, Option<Self>)>> {
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(3))];
+        let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+        let mut byte = [0];
+        let received = recvmsg(
+            channel,
+            &mut [IoSliceMut::new(&mut byte)],
+            &mut ancillary,
+            RecvFlags::CMSG_CLOEXEC,
+        )?;
+        if received.bytes == 0 {
+            return Ok(None);
+        }
+        let mut descriptors = Vec::new();
+        for message in ancillary.drain() {
+            if let RecvAncillaryMessage::ScmRights(rights) = message {
+                descriptors.extend(rights);
+            }
+        }
+        let view = match <[OwnedFd; 3]>::try_from(descriptors) {
+            Ok([root, names, boot_id]) => Some(Self {
+                root,
+                names,
+                boot_id: boot_id.into(),
+            }),
+            Err(_) => None,
+        };
+        Ok(Some((byte[0], view)))
+    }
+}
+
+/// Puts a new file in the place of whatever has the name. A link is replaced and not followed.
+fn replace(directory: &OwnedFd, name: &str, text: &str, mode: u32) -> Result<(), SetupError> {
+    let write = || -> io::Result<()> {
+        match unlinkat(directory, name, AtFlags::empty()) {
+            Ok(()) | Err(Errno::NOENT) => {}
+            Err(error) => return Err(error.into()),
+        }
+        let flags =
+            OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let mut file = File::from(openat(directory, name, flags, Mode::from_raw_mode(mode))?);
+        // The umask took bits away.
+        file.set_permissions(Permissions::from_mode(mode))?;
+        file.write_all(text.as_bytes())
+    };
+    write().attempt(|| format!("write the container's /etc/{name}"))
+}
+
+fn hosts(hostname: &str) -> String {
+    let names = format!("localhost {hostname}");
+    format!("127.0.0.1\t{names}\n::1\t{names} ip6-localhost ip6-loopback\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    #[test]
+    fn host_finds_its_own_name_on_loopback() {
+        let expected = "127.0.0.1\tlocalhost s1\n::1\tlocalhost s1 ip6-localhost ip6-loopback\n";
+        assert_eq!(hosts("s1"), expected);
+    }
+
+    /// A view of `root`, without namespaces.
+    fn view(root: &std::path::Path) -> View {
+        View {
+            root: File::open(root).unwrap().into(),
+            names: File::open(HOST_NAME_NAMESPACE).unwrap().into(),
+            boot_id: tempfile::tempfile().unwrap(),
+        }
+    }
+
+    #[test]
+    fn view_survives_the_channel_and_a_byte_without_one_has_none() {
+        let directory = tempfile::tempdir().unwrap();
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        view(directory.path()).send(&theirs, 0).unwrap();
+        (&theirs).write_all(&[125]).unwrap();
+        drop(theirs);
+        let (byte, received) = View::receive(&ours).unwrap().unwrap();
+        assert_eq!(byte, 0);
+        received.unwrap().set_boot_id("x").unwrap();
+        let (byte, received) = View::receive(&ours).unwrap().unwrap();
+        assert!(byte == 125 && received.is_none());
+        assert!(View::receive(&ours).unwrap().is_none());
+    }
+
+    #[test]
+    fn shorter_boot_id_leaves_nothing_of_the_one_before() {
+        let directory = tempfile::tempdir().unwrap();
+        let view = view(directory.path());
+        for text in ["first-and-longer", "second"] {
+            view.set_boot_id(text).unwrap();
+            let mut read = [0; 64];
+            let length = view.boot_id.read_at(&mut read, 0).unwrap();
+            assert_eq!(read[..length], *format!("{text}\n").as_bytes());
+        }
+    }
+
+    #[test]
+    fn etc_that_is_a_link_is_found_inside_the_root_and_never_outside() {
+        let directory = tempfile::tempdir().unwrap();
+        let outside = directory.path().join("etc");
+        let root = directory.path().join("root");
+        fs::create_dir(&outside).unwrap();
+        fs::create_dir_all(root.join("usr/etc")).unwrap();
+        for target in ["/usr/etc", "usr/etc", "../../../../usr/etc"] {
+            symlink(target, root.join("etc")).unwrap();
+            let etc = view(&root).open_etc().unwrap();
+            replace(&etc, "hostname", target, 0o644).unwrap();
+            let written = fs::read_to_string(root.join("usr/etc/hostname")).unwrap();
+            assert_eq!(written, target);
+            fs::remove_file(root.join("etc")).unwrap();
+        }
+        // Links that lead nowhere in the root, and one that the kernel would resolve to an open file.
+        let magic = format!("/proc/self/fd/{}", 0);
+        for target in ["../etc", outside.to_str().unwrap(), &magic] {
+            symlink(target, root.join("etc")).unwrap();
+            assert!(view(&root).open_etc().is_err(), "{target}");
+            fs::remove_file(root.join("etc")).unwrap();
+        }
+        assert_eq!(fs::read_dir(&outside).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn planted_file_of_any_kind_is_replaced_and_not_written_to() {
+        let directory = tempfile::tempdir().unwrap();
+        let victim = directory.path().join("victim");
+        fs::write(&victim, "untouched").unwrap();
+        let root = directory.path().join("root");
+        fs::create_dir_all(root.join("etc")).unwrap();
+        let file = root.join("etc/machine-id");
+        let plant: [&dyn Fn(); 4] = [
+            &|| symlink(&victim, &file).unwrap(),
+            &|| symlink("../../victim", &file).unwrap(),
+            &|| fs::hard_link(&victim, &file).unwrap(),
+            // Whoever opens this for writing waits for a reader.
+            &|| rustix::fs::mkfifoat(CWD, &file, Mode::from_raw_mode(0o666)).unwrap(),
+        ];
+        let etc = view(&root).open_etc().unwrap();
+        for plant in plant {
+            plant();
+            replace(&etc, "machine-id", "new", 0o444).unwrap();
+            let metadata = fs::symlink_metadata(&file).unwrap();
+            assert!(metadata.is_file());
+            assert_eq!(metadata.permissions().mode() & 0o7777, 0o444);
+            assert_eq!(fs::read_to_string(&file).unwrap(), "new");
+            assert_eq!(fs::read_to_string(&victim).unwrap(), "untouched");
+            fs::remove_file(&file).unwrap();
+        }
+        fs::create_dir(&file).unwrap();
+        assert!(replace(&etc, "machine-id", "new", 0o444).is_err());
+    }
+}

@@ -1,0 +1,79 @@
+//! `cabana bench`: what this host takes to start guests, and what they cost.
+//!
+//! It runs as the appliance process does, over the same warden and workers, so what is measured is
+//! what a session waits for: folder, disk, process, guest.
+//!
+//! - `cold_boot`, `fork`, `memory`: what is measured. `distinct`: what is made sure of, with more forks than a test has time for.
+//! - `run`: one launch, timed step by step. `golden`: a golden of its own. `image`: what the guests run.
+//! - `figures`: medians, percentiles and breakdowns; pure.
+
+mod cold_boot;
+pub mod distinct;
+mod figures;
+pub mod fork;
+mod golden;
+pub mod image;
+mod memory;
+mod run;
+
+use serde::{Deserialize, Serialize};
+
+use crate::config::Paths;
+use crate::worker::WorkerHost;
+
+/// What to measure, as the command line asked for it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Plan {
+    pub measure: Measure,
+    pub json: bool,
+}
+
+/// See [`Plan`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Measure {
+    /// Boot this many guests one after the other.
+    ColdBoot {
+        count: u32,
+    },
+    Fork(fork::Plan),
+    /// Look at the memory of so many idle forks.
+    Memory {
+        forks: Vec<u32>,
+    },
+    Distinct(distinct::Plan),
+}
+
+/// Measures and prints.
+pub async fn run(workers: &WorkerHost, paths: &Paths, plan: Plan) -> anyhow::Result<()> {
+    let mut verdict = Ok(());
+    let (json, text) = match plan.measure {
+        Measure::ColdBoot { count } => {
+            let series = cold_boot::measure(workers, count).await?;
+            (
+                cold_boot::json(&series),
+                series.text("launch to agent ready"),
+            )
+        }
+        Measure::Fork(plan) => {
+            let report = fork::measure(workers, paths, plan).await?;
+            (report.json(), report.text())
+        }
+        Measure::Memory { forks } => {
+            let report = memory::measure(workers, paths, forks).await?;
+            (report.json(), report.text())
+        }
+        Measure::Distinct(plan) => {
+            let report = distinct::measure(workers, paths, plan).await?;
+            verdict = report.check();
+            (report.json(), report.text())
+        }
+    };
+    if plan.json {
+        println!("{json}");
+    } else {
+        print!("{text}");
+    }
+    verdict
+}

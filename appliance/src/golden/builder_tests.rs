@@ -1,0 +1,149 @@
+use super::*;
+use crate::golden::testing::{Fate, Works, pool, running_pool};
+
+async fn failure(works: &Works, pool: &crate::store::PoolRecord) -> Arc<GoldenError> {
+    let error = works.goldens.ensure(works.recipe(pool)).await.unwrap_err();
+    assert!(works.names().is_empty(), "left behind: {:?}", works.names());
+    works.wait_idle().await;
+    error
+}
+
+#[tokio::test]
+async fn golden_is_saved_proven_by_a_fork_and_published() {
+    let works = Works::open();
+    works
+        .goldens
+        .ensure(works.recipe(&pool("alpha")))
+        .await
+        .unwrap();
+    assert_eq!(
+        works.machines.launched(),
+        ["boot golden beforeStart", "fork trial"]
+    );
+    assert_eq!(works.machines.cpu_millis(), [1000, 1000]);
+    works.wait_idle().await;
+    let golden = works.goldens.find(&works.recipe(&pool("alpha"))).unwrap();
+    let files = golden.open().unwrap();
+    assert_eq!(files.memory.metadata().unwrap().len(), 64 << 20);
+    assert_eq!(
+        (files.disk_bytes, files.working_set.is_some()),
+        (1 << 20, true)
+    );
+    assert_eq!(works.names(), [golden.key.as_str()]);
+}
+
+#[tokio::test]
+async fn golden_after_ready_is_saved_when_the_container_is_held() {
+    let works = Works::open();
+    works
+        .goldens
+        .ensure(works.recipe(&running_pool("alpha")))
+        .await
+        .unwrap();
+    assert_eq!(
+        works.machines.launched(),
+        ["boot golden afterReady", "fork trial"]
+    );
+}
+
+#[tokio::test]
+async fn whatever_goes_wrong_leaves_nothing_and_says_what() {
+    let good = Fate::Good;
+    for (fates, says) in [
+        (&[Fate::Unlaunched][..], "could not be started: no worker"),
+        (&[Fate::Dies], "its worker is gone"),
+        (&[Fate::NotPaused], "could not be paused: does not pause"),
+        (&[Fate::NotSaved], "free disk space and try again"),
+        (
+            &[Fate::SavedShort],
+            "has 1048575 bytes and should have 1048576",
+        ),
+        (&[good, Fate::Unforkable], "could not be forked: no worker"),
+        (&[good, Fate::Dies], "could not be forked"),
+        (&[good, Fate::NotRenewed], "no reseed"),
+    ] {
+        let works = Works::open();
+        works.machines.fates(fates);
+        let error = failure(&works, &pool("alpha")).await;
+        let text = crate::exit::chain(&*error);
+        assert!(text.contains(says), "{fates:?}: {text}");
+        assert!(!matches!(*error, GoldenError::Container(_)), "{fates:?}");
+        // The same pool can be made afterwards.
+        works
+            .goldens
+            .ensure(works.recipe(&pool("alpha")))
+            .await
+            .unwrap();
+    }
+}
+
+#[tokio::test]
+async fn container_that_does_not_come_up_is_blamed_with_its_last_lines() {
+    let works = Works::open();
+    works.machines.fates(&[Fate::Exits]);
+    let error = failure(&works, &running_pool("alpha")).await;
+    let GoldenError::Container(failure) = &*error else {
+        panic!("{error}");
+    };
+    assert_eq!(failure.console, ["no database"]);
+    let exited = StartFailureCause::Exited {
+        how: "exit status 3".into(),
+        port: 8080,
+    };
+    assert_eq!(failure.cause, exited);
+}
+
+#[tokio::test(start_paused = true)]
+async fn container_that_never_answers_is_given_up_in_time() {
+    let works = Works::open();
+    works.machines.fates(&[Fate::NeverReady]);
+    let error = failure(&works, &running_pool("alpha")).await;
+    let text = error.to_string();
+    assert!(
+        matches!(&*error, GoldenError::Container(_)) && text.contains("within 60 seconds"),
+        "{text}"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn container_is_not_blamed_for_what_came_before_it() {
+    let works = Works::open();
+    for alpha in [pool("alpha"), running_pool("alpha")] {
+        for fate in [Fate::Silent, Fate::NotRenewed, Fate::Dies] {
+            works.machines.fates(&[fate]);
+            let error = failure(&works, &alpha).await;
+            let text = error.to_string();
+            assert!(
+                !matches!(*error, GoldenError::Container(_)),
+                "{fate:?}: {text}"
+            );
+            assert!(!text.contains("ort 8080"), "{fate:?}: {text}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn golden_without_a_working_set_is_good_enough() {
+    for fate in [Fate::NotRecorded, Fate::NotPaused] {
+        let works = Works::open();
+        works.machines.fates(&[Fate::Good, fate]);
+        works
+            .goldens
+            .ensure(works.recipe(&pool("alpha")))
+            .await
+            .unwrap();
+        let golden = works.goldens.find(&works.recipe(&pool("alpha"))).unwrap();
+        assert!(golden.open().unwrap().working_set.is_none(), "{fate:?}");
+    }
+}
+
+#[tokio::test]
+async fn folder_that_cannot_be_written_is_named() {
+    let works = Works::open();
+    std::fs::remove_dir(works.folder.path()).unwrap();
+    let built = works.goldens.ensure(works.recipe(&pool("alpha"))).await;
+    let text = crate::exit::chain(&*built.unwrap_err());
+    assert!(text.contains("could not be stored: Cannot make "), "{text}");
+    assert!(works.machines.launched().is_empty());
+    std::fs::create_dir(works.folder.path()).unwrap();
+}

@@ -1,0 +1,166 @@
+//! What a pool's golden is made from, and what the forks of it run.
+
+use std::fs::File;
+
+use wire::ContainerSpec;
+
+use super::builder::GoldenError;
+use super::files::StoreError;
+use super::manifest::{Host, Manifest, Template, sha256};
+use crate::images::{self, ImageRecord};
+use crate::pool::PoolName;
+use crate::pool::container::{self, ImageDefaults};
+use crate::store::PoolRecord;
+use crate::worker::spec::ForkPoint;
+
+/// Everything for one golden, or for one session.
+#[derive(Debug)]
+pub struct Recipe {
+    /// For logs: pools may share a golden.
+    pub pool: PoolName,
+    pub manifest: Manifest,
+    pub container: ContainerSpec,
+    pub cpu_millis: u32,
+    pub root_image: File,
+}
+
+impl Recipe {
+    /// Another descriptor of the root image.
+    pub fn root_image(&self) -> Result<File, GoldenError> {
+        self.root_image.try_clone().map_err(|source| {
+            GoldenError::Store(StoreError::System {
+                what: "copy the descriptor of",
+                path: self.manifest.template.root_image.clone().into(),
+                source,
+            })
+        })
+    }
+}
+
+/// Reads recipes off pools.
+pub trait Recipes: Send + Sync + 'static {
+    /// In an error: why no session of this pool can be made at all.
+    fn recipe(&self, pool: &PoolRecord) -> Result<Recipe, String>;
+}
+
+/// Recipes for pools whose images are in the cache.
+pub struct Kitchen {
+    pub images: images::Cache,
+    pub host: Host,
+}
+
+impl Recipes for Kitchen {
+    fn recipe(&self, pool: &PoolRecord) -> Result<Recipe, String> {
+        let image = self
+            .images
+            .require(&pool.image_digest)
+            .map_err(|error| error.to_string())?;
+        let container =
+            container::spec(&defaults(&image), pool).map_err(|error| error.to_string())?;
+        let template = template(pool, &container)?;
+        Ok(Recipe {
+            pool: pool.name.clone(),
+            manifest: Manifest::new(&self.host, template),
+            container,
+            cpu_millis: pool.cpu_millis,
+            root_image: image.open_root().map_err(|error| error.to_string())?,
+        })
+    }
+}
+
+/// The part of a manifest that is the pool's.
+pub fn template(pool: &PoolRecord, container: &ContainerSpec) -> Result<Template, String> {
+    let vcpus = pool.cpu_millis.div_ceil(1000);
+    // Before the container starts, nothing in the guest depends on it.
+    let container = match pool.fork_point {
+        ForkPoint::BeforeStart => None,
+        ForkPoint::AfterReady => {
+            let text = serde_json::to_vec(container).map_err(|error| error.to_string())?;
+            Some(sha256(&text))
+        }
+    };
+    Ok(Template {
+        root_image: pool.image_digest.clone(),
+        vcpus: u8::try_from(vcpus).map_err(|_| format!("{vcpus} vCPUs are too many"))?,
+        mem_mib: pool.mem_mib,
+        disk_bytes: u64::from(pool.disk_mib) << 20,
+        fork_point: pool.fork_point,
+        container,
+    })
+}
+
+/// What of an image's configuration matters to a pool.
+pub fn defaults(image: &ImageRecord) -> ImageDefaults {
+    let config = image.config.clone();
+    ImageDefaults {
+        entrypoint: config.entrypoint,
+        cmd: config.cmd,
+        env: config.env,
+        working_dir: config.working_dir,
+        user: config.user,
+        stop_signal: config.stop_signal.unwrap_or_default(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::EnvVar;
+    use crate::store::tests::pool;
+
+    fn of(pool: &PoolRecord) -> Template {
+        let image = ImageDefaults {
+            cmd: vec!["/demo".into()],
+            ..Default::default()
+        };
+        template(pool, &container::spec(&image, pool).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn pools_of_one_image_and_shape_share_a_golden_unless_their_container_runs_in_it() {
+        let alpha = pool("alpha");
+        let mut beta = PoolRecord {
+            target_port: 9,
+            env: vec![EnvVar {
+                name: "SECRET".into(),
+                value: "x".into(),
+            }],
+            cpu_millis: alpha.cpu_millis + 250,
+            ..pool("beta")
+        };
+        assert_eq!(of(&alpha), of(&beta));
+        let running = PoolRecord {
+            fork_point: ForkPoint::AfterReady,
+            ..alpha.clone()
+        };
+        beta.fork_point = ForkPoint::AfterReady;
+        assert_ne!(of(&running), of(&alpha));
+        assert_ne!(of(&running), of(&beta));
+        assert!(!format!("{:?}", of(&beta)).contains("SECRET"));
+    }
+
+    #[test]
+    fn shape_and_storage_of_a_pool_decide_its_golden() {
+        let alpha = pool("alpha");
+        for other in [
+            PoolRecord {
+                cpu_millis: 1250,
+                ..alpha.clone()
+            },
+            PoolRecord {
+                mem_mib: alpha.mem_mib + 1,
+                ..alpha.clone()
+            },
+            PoolRecord {
+                disk_mib: alpha.disk_mib + 1,
+                ..alpha.clone()
+            },
+            PoolRecord {
+                image_digest: "sha256:e".into(),
+                ..alpha.clone()
+            },
+        ] {
+            assert_ne!(of(&other), of(&alpha), "{other:?}");
+        }
+    }
+}

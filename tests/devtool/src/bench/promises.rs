@@ -1,0 +1,255 @@
+//! One function for each promise of the README that can be measured yet, in its order.
+
+use anyhow::{Context as _, Result};
+use serde_json::Value;
+
+use super::peer::Comparison;
+use super::runner::figure;
+use super::{Bench, Promise, Row};
+
+pub const PROMISES: &[Promise] = &[
+    Promise {
+        id: "cold_boot",
+        measure: cold_boot,
+    },
+    Promise {
+        id: "fork_agent",
+        measure: fork_agent,
+    },
+    Promise {
+        id: "claims_50",
+        measure: claims_50,
+    },
+    Promise {
+        id: "fork_memory",
+        measure: fork_memory,
+    },
+    Promise {
+        id: "binary_size",
+        measure: binary_size,
+    },
+];
+
+/// On hardware.
+const COLD_BOOT_MS: f64 = 100.0;
+const FORK_AGENT_MS: f64 = 5.0;
+const CLAIMS_50_MS: f64 = 60.0;
+/// In the lab, of the peer's time.
+const COLD_BOOT_OF_PEER: f64 = 0.8;
+const FORK_AGENT_OF_PEER: f64 = 0.5;
+/// In the lab, of one claim's time: fifty at once on its one processor take no longer than fifty one after the other.
+const CLAIMS_50_OF_ONE: f64 = 50.0;
+const FORK_MEMORY_MIB: f64 = 1.5;
+const LARGEST_BINARY_MIB: f64 = 32.0;
+
+const NO_PEER: &str = "no peer to compare with: give --firecracker PATH";
+
+/// Every guest begins with the start of a process, as the peer's does.
+fn cold_boot(bench: &Bench) -> Result<Row> {
+    if let Some(comparison) = bench.comparison()? {
+        let row = Row::checked(
+            "cold_boot",
+            comparison.boot_ratio()?,
+            "ratio",
+            COLD_BOOT_OF_PEER,
+        );
+        return Ok(row.with(
+            "process start to agent ready / the peer's to guest init",
+            comparison.notes(),
+        ));
+    }
+    let run = ["cold-boot", "--count", "10", "--spares", "0"];
+    let results = bench.runner.bench("cold boots", &[&run])?;
+    let result = results.first().context("There is no result")?;
+    let value = figure(result, "/median")?;
+    let place = bench.runner.place();
+    let what = format!("process start to agent ready, median of 10, {place}");
+    Ok(if bench.runner.here {
+        Row::checked("cold_boot", value, "ms", COLD_BOOT_MS).with(what, steps(result))
+    } else {
+        let detail = format!("{what}; {NO_PEER}");
+        Row::unchecked("cold_boot", value, "ms").with(detail, steps(result))
+    })
+}
+
+/// Both fork points, with and without a container, one at a time and twenty at once; the row is the default one.
+fn fork_agent(bench: &Bench) -> Result<Row> {
+    let image = bench.runner.demo();
+    let run = |point| {
+        let flags = ["fork", "--count", "10", "--parallel", "20", "--image"];
+        [&flags[..], &[&image, "--fork-point", point]].concat()
+    };
+    let runs = ["beforeStart", "afterReady"].map(run);
+    let results = bench
+        .runner
+        .bench("forks", &[runs[0].as_slice(), runs[1].as_slice()])?;
+    let mut notes = Vec::new();
+    for result in &results {
+        notes.extend(fork_notes(result)?);
+    }
+    let first = results.first().context("There is no result")?;
+    let value = figure(first, "/agent/single/median")?;
+    let p99 = figure(first, "/agent/single/p99")?;
+    let place = bench.runner.place();
+    let what = format!("fork to agent renewed, median of 10 (p99 {p99:.1} ms), {place}");
+    Ok(match bench.comparison()? {
+        _ if bench.runner.here => {
+            Row::checked("fork_agent", value, "ms", FORK_AGENT_MS).with(what, notes)
+        }
+        Some(comparison) => {
+            notes.extend(comparison.notes());
+            let ratio = comparison.fork_ratio()?;
+            let detail = "fork to agent renewed / the peer's start, load, resume to guest output";
+            Row::checked("fork_agent", ratio, "ratio", FORK_AGENT_OF_PEER).with(detail, notes)
+        }
+        None => Row::unchecked("fork_agent", value, "ms").with(format!("{what}; {NO_PEER}"), notes),
+    })
+}
+
+/// None of them ready: fifty forks at once.
+fn claims_50(bench: &Bench) -> Result<Row> {
+    let run = ["fork", "--count", "10", "--parallel", "50"];
+    let results = bench.runner.bench("fifty forks at once", &[&run])?;
+    let result = results.first().context("There is no result")?;
+    let one = figure(result, "/agent/single/median")?;
+    let p99 = figure(result, "/agent/burst/p99")?;
+    let what = format!("p99 of 50 at once {p99:.1} ms, one alone {one:.1} ms");
+    let detail = format!("{what}, fork to agent renewed, {}", bench.runner.place());
+    Ok(if bench.runner.here {
+        Row::checked("claims_50", p99, "ms", CLAIMS_50_MS)
+    } else {
+        Row::checked("claims_50", p99 / one, "ratio", CLAIMS_50_OF_ONE)
+    }
+    .with(detail, Vec::new()))
+}
+
+fn fork_memory(bench: &Bench) -> Result<Row> {
+    let results = bench
+        .runner
+        .bench("the memory of forks", &[&["memory", "--forks", "1,10,50"]])?;
+    let result = results.first().context("There is no result")?;
+    let rows = result["rows"].as_array().context("There are no rows")?;
+    let mut notes = vec![
+        "KiB per fork; `private` of a single one includes the golden's pages, which others share; \
+         `host` includes page tables and kernel objects"
+            .to_owned(),
+    ];
+    for row in rows {
+        let kib = |name: &str| row[name].as_f64().map_or(f64::NAN, |bytes| bytes / 1024.0);
+        let columns = ["private", "anonymous", "rss", "pss", "host"];
+        let columns = columns.map(|name| format!("{name} {:.0}", kib(name)));
+        notes.push(format!("{:>3} forks: {}", row["forks"], columns.join(", ")));
+    }
+    let most = rows.last().context("There are no rows")?;
+    let value = figure(most, "/private")? / f64::from(1 << 20);
+    let growth = figure(result, "/growth")?;
+    let detail = format!(
+        "private memory of an idle fork among {}, {growth:.2} times that of a single one's own; {}",
+        most["forks"],
+        bench.runner.place()
+    );
+    Ok(Row::checked("fork_memory", value, "MiB", FORK_MEMORY_MIB).with(detail, notes))
+}
+
+fn binary_size(bench: &Bench) -> Result<Row> {
+    let bytes = std::fs::metadata(bench.binary)
+        .context("Cannot read the binary")?
+        .len();
+    // Exact: a file of 2^53 bytes is not among those that we build.
+    #[expect(
+        clippy::cast_precision_loss,
+        reason = "the size of a file that fits on a disk"
+    )]
+    let value = bytes as f64 / f64::from(1 << 20);
+    let row = Row::checked("binary_size", value, "MiB", LARGEST_BINARY_MIB);
+    Ok(row.with(
+        "the release binary, kernel and initramfs included",
+        Vec::new(),
+    ))
+}
+
+impl Bench<'_> {
+    /// Measured once for all rows that need it; `None` without a peer, or on hardware, where the promises are times.
+    fn comparison(&self) -> Result<Option<&Comparison>> {
+        let Some(firecracker) = self.firecracker.filter(|_| !self.runner.here) else {
+            return Ok(None);
+        };
+        if let Some(known) = self.compared.get() {
+            return Ok(Some(known));
+        }
+        let comparison = Comparison::measure(&self.runner, firecracker)?;
+        Ok(Some(self.compared.get_or_init(|| comparison)))
+    }
+}
+
+/// What `cabana bench fork` has found, a line for each figure.
+fn fork_notes(result: &Value) -> Result<Vec<String>> {
+    let point = result["forkPoint"].as_str().unwrap_or("unknown");
+    let parallel = &result["parallel"];
+    let mut notes = Vec::new();
+    for (goal, name) in [("agent", "agent renewed"), ("firstByte", "first byte")] {
+        if result[goal].is_null() {
+            continue;
+        }
+        let single = &result[goal]["single"];
+        for (series, how) in [
+            ("single", "one at a time".to_owned()),
+            ("burst", format!("{parallel} at once")),
+            ("wholeBurst", format!("the last of {parallel} at once")),
+            ("coldBoot", "cold boot instead".to_owned()),
+        ] {
+            let median = figure(result, &format!("/{goal}/{series}/median"))?;
+            let p99 = figure(result, &format!("/{goal}/{series}/p99"))?;
+            notes.push(format!(
+                "{point} to {name}, {how}: median {median:.1} ms, p99 {p99:.1} ms"
+            ));
+        }
+        notes.extend(steps(single));
+    }
+    Ok(notes)
+}
+
+/// Where the time of a series goes.
+fn steps(series: &Value) -> Vec<String> {
+    let steps = series["steps"].as_array().map(Vec::as_slice);
+    let mut notes: Vec<String> = steps
+        .unwrap_or_default()
+        .iter()
+        .filter_map(|step| {
+            let (name, mean) = (step["step"].as_str()?, step["mean"].as_f64()?);
+            Some(format!("  {mean:9.2} ms  {name}"))
+        })
+        .collect();
+    if let Some(covered) = series["covered"].as_f64() {
+        notes.push(format!(
+            "  {:9.1} %   of the time is in these steps",
+            covered * 100.0
+        ));
+    }
+    notes
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn figures_of_forks_become_lines_and_a_missing_container_none() {
+        let series = json!({ "median": 1.5, "p99": 2.5, "steps": [{ "step": "map", "mean": 1.4 }], "covered": 0.97 });
+        let goal =
+            json!({ "single": series, "burst": series, "wholeBurst": series, "coldBoot": series });
+        let result =
+            json!({ "forkPoint": "afterReady", "parallel": 20, "agent": goal, "firstByte": null });
+        let notes = fork_notes(&result).unwrap();
+        assert_eq!(notes.len(), 6, "{notes:#?}");
+        assert_eq!(
+            notes[1],
+            "afterReady to agent renewed, 20 at once: median 1.5 ms, p99 2.5 ms"
+        );
+        assert!(notes[4].ends_with("1.40 ms  map"), "{notes:#?}");
+        assert!(notes[5].contains("97.0 %"), "{notes:#?}");
+        fork_notes(&json!({ "agent": {} })).unwrap_err();
+    }
+}

@@ -1,0 +1,7 @@
+//! Pausing, saving and restoring.
+
+pub mod guest;
+mod linux;
+mod programs;
+mod shape;
+mod vsock;
