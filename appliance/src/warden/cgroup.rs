@@ -25,6 +25,8 @@ const PERIOD_US: u32 = 100_000;
 /// guest, and page cache of its disks before that is reclaimed. Generous: the limit is there to stop
 /// a worker that leaks, not to press a guest.
 const OVERHEAD_MIB: u64 = 256;
+/// What a worker without a guest may take: more than it ever needs.
+const SPARE_CPU_MILLIS: u32 = 1000;
 /// Threads of a worker besides its vCPUs.
 const OTHER_THREADS: u32 = 32;
 
@@ -97,6 +99,9 @@ impl Cgroups {
         let leaf = Leaf { path };
         leaf.set_memory(0)?;
         leaf.set("pids.max", &OTHER_THREADS.to_string())?;
+        // The first quota on a host makes the kernel patch its own code, and the last one that goes patches it back
+        // (`cfs_bandwidth_usage_inc` in kernel/sched/fair.c): not while somebody waits.
+        leaf.set("cpu.max", &cpu_max(SPARE_CPU_MILLIS))?;
         Ok(leaf)
     }
 

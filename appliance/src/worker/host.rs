@@ -10,7 +10,7 @@ use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use super::exit::WorkerExit;
 use super::handle::{Shared, Worker, WorkerEvent};
@@ -22,6 +22,7 @@ use super::spares::Spares;
 use super::spec::WorkerSpec;
 use super::steps::Steps;
 use super::supervisor::Supervisor;
+use super::turns::{Turn, Turns};
 use crate::config::Paths;
 use crate::guest::{Guest, GuestError};
 use crate::images;
@@ -40,7 +41,7 @@ pub struct WorkerHost {
     guest: Guest,
     maker: ShellMaker,
     spares: Spares,
-    starts: Arc<Semaphore>,
+    turns: Turns,
 }
 
 impl WorkerHost {
@@ -59,13 +60,15 @@ impl WorkerHost {
             warden: warden.clone(),
             paths: Arc::new(paths),
         };
-        let spares = Spares::keep(settings.spares, maker.clone(), warden.stop_requested());
+        let turns = Turns::new(settings.parallel_starts);
+        let stop = warden.stop_requested();
+        let spares = Spares::keep(settings.spares, maker.clone(), turns.clone(), stop);
         Ok(Self {
             warden,
             guest,
             maker,
             spares,
-            starts: Arc::new(Semaphore::new(settings.parallel_starts)),
+            turns,
         })
     }
 
@@ -83,12 +86,11 @@ impl WorkerHost {
         tokio::spawn(async move {
             let turn = tokio::select! {
                 () = answer.closed() => return,
-                turn = Arc::clone(&host.starts).acquire_owned() => turn,
+                turn = host.turns.take() => turn,
             };
             let result = match turn {
-                Ok(turn) => host.launch_now(request, launched, turn).await,
-                // The semaphore is never closed.
-                Err(_) => Err(LaunchError::Interrupted),
+                Some(turn) => host.launch_now(request, launched, turn).await,
+                None => Err(LaunchError::Interrupted),
             };
             let _ = answer.send(result);
         });
@@ -108,7 +110,7 @@ impl WorkerHost {
         &self,
         request: LaunchRequest,
         launched: Instant,
-        turn: OwnedSemaphorePermit,
+        turn: Turn,
     ) -> Result<Launched, LaunchError> {
         let mut steps = Steps::since(launched);
         steps.lap("turn");
@@ -208,7 +210,7 @@ impl WorkerHost {
         purpose: Purpose,
         launched: Instant,
         steps: Steps,
-        turn: OwnedSemaphorePermit,
+        turn: Turn,
     ) -> Launched {
         let Shell {
             kill,

@@ -24,6 +24,7 @@ mod steps;
 mod supervisor;
 #[cfg(test)]
 mod tests;
+mod turns;
 
 pub use handle::{ConnectError, Worker, WorkerEvent};
 pub use host::WorkerHost;

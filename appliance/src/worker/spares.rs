@@ -1,8 +1,9 @@
 //! Shells made ahead, so that a start does only what depends on the session.
 //!
-//! One task owns them. It hands one out to whoever asks, makes another one at once, and replaces
-//! those that die while they wait. It never makes somebody wait: without a spare the answer is
-//! none, and the caller makes a shell of its own.
+//! One task owns them. It hands one out to whoever asks, makes another one when no guest comes up
+//! any more, and replaces those that die while they wait. It never makes somebody wait: without a
+//! spare the answer is none, and the caller makes a shell of its own; and a spare that is made while
+//! a guest comes up would take the warden's time and the CPU's from it.
 
 use std::collections::VecDeque;
 use std::future::poll_fn;
@@ -15,12 +16,15 @@ use tokio::time::{Instant, sleep_until};
 
 use super::launch::LaunchError;
 use super::shell::{Shell, ShellMaker};
+use super::turns::Turns;
 use crate::exit::chain;
 
 /// Callers that wait for an answer, which comes at once.
 const QUEUE: usize = 64;
 const FIRST_DELAY: Duration = Duration::from_millis(100);
 const LONGEST_DELAY: Duration = Duration::from_secs(30);
+/// Guests that come up without a pause do not keep spares from being made for longer than this.
+const LONGEST_WAIT: Duration = Duration::from_millis(250);
 /// A spare that has lived so long did not die of what it is made of.
 const HEALTHY_AFTER: Duration = Duration::from_secs(10);
 
@@ -32,13 +36,20 @@ pub struct Spares {
 
 impl Spares {
     /// Keeps `count` of them, until `stop` becomes true.
-    pub fn keep(count: usize, maker: ShellMaker, stop: watch::Receiver<bool>) -> Self {
+    pub fn keep(
+        count: usize,
+        maker: ShellMaker,
+        turns: Turns,
+        stop: watch::Receiver<bool>,
+    ) -> Self {
         let (wishes, inbox) = mpsc::channel(QUEUE);
         let keeper = Keeper {
             count,
             maker,
+            turns,
             idle: VecDeque::with_capacity(count),
             making: None,
+            wanted_since: Instant::now(),
             backoff: Backoff::default(),
             retry_at: None,
         };
@@ -62,10 +73,13 @@ struct Idle {
 struct Keeper {
     count: usize,
     maker: ShellMaker,
+    turns: Turns,
     /// Oldest first.
     idle: VecDeque<Idle>,
     /// One at a time: whoever cannot wait makes a shell itself.
     making: Option<JoinHandle<Result<Shell, LaunchError>>>,
+    /// When one was taken or made last.
+    wanted_since: Instant,
     backoff: Backoff,
     /// Nothing is made before.
     retry_at: Option<Instant>,
@@ -77,9 +91,12 @@ impl Keeper {
         mut inbox: mpsc::Receiver<oneshot::Sender<Shell>>,
         mut stop: watch::Receiver<bool>,
     ) {
+        let turns = self.turns.clone();
         loop {
             self.refill();
             let retry_at = self.retry_at;
+            let too_long = self.wanted_since + LONGEST_WAIT;
+            let waits = self.may_make() && too_long > Instant::now();
             tokio::select! {
                 // Whoever waits comes first.
                 biased;
@@ -89,6 +106,8 @@ impl Keeper {
                 },
                 _ = stop.wait_for(|stop| *stop) => break,
                 () = poll_fn(|context| self.poll(context)) => {}
+                () = turns.one_ended(), if waits => {}
+                () = sleep_until(too_long), if waits => {}
                 () = sleep_until(retry_at.unwrap_or_else(Instant::now)), if retry_at.is_some() => {
                     self.retry_at = None;
                 }
@@ -106,8 +125,13 @@ impl Keeper {
         }
     }
 
+    fn may_make(&self) -> bool {
+        self.making.is_none() && self.retry_at.is_none() && self.idle.len() < self.count
+    }
+
     fn refill(&mut self) {
-        if self.making.is_none() && self.retry_at.is_none() && self.idle.len() < self.count {
+        let their_turn = self.turns.all_free() || self.wanted_since.elapsed() >= LONGEST_WAIT;
+        if self.may_make() && their_turn {
             let maker = self.maker.clone();
             // On a task of its own: nobody who asks for a spare waits for the warden.
             self.making = Some(tokio::spawn(async move { maker.make().await }));
@@ -120,6 +144,7 @@ impl Keeper {
         let Some(idle) = self.idle.pop_front() else {
             return;
         };
+        self.wanted_since = Instant::now();
         if idle.since.elapsed() >= HEALTHY_AFTER {
             self.backoff = Backoff::default();
         }
@@ -140,6 +165,7 @@ impl Keeper {
             match made {
                 Ok(Ok(shell)) => {
                     let since = Instant::now();
+                    self.wanted_since = since;
                     self.idle.push_back(Idle { shell, since });
                 }
                 Ok(Err(error)) => self.failed(&format!("Cannot make a spare: {}", chain(&error))),

@@ -3,7 +3,7 @@
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
-use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{sleep_until, timeout};
 use uuid::Uuid;
 use wire::{ContainerSpec, HostMessage, timing};
@@ -16,6 +16,7 @@ use super::identity;
 use super::progress::{Act, Awaited, Progress, Told};
 use super::shell::RunFolder;
 use super::steps::Steps;
+use super::turns::Turn;
 use crate::exit::chain;
 use crate::warden::client::{KillOnDrop, ProcessEnd, WardenClient};
 
@@ -42,7 +43,7 @@ pub(super) struct Supervisor {
     pub container: Option<ContainerSpec>,
     pub progress: Progress,
     /// Held while the guest comes up.
-    pub turn: Option<OwnedSemaphorePermit>,
+    pub turn: Option<Turn>,
     pub warden: WardenClient,
     pub control: Control,
     pub ended: oneshot::Receiver<ProcessEnd>,

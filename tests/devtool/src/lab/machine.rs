@@ -265,9 +265,11 @@ fn emulator_command(
         .arg(initrd);
     // ramfs: a tmpfs root would end at half of the memory. The lab's own mitigations only cost emulated time.
     // no_timer_check: on a busy machine the emulated timer is late for the check, and the kernel panics ("IO-APIC + timer doesn't work").
+    // norandmaps: the emulator keeps translated code by its virtual address, so that a program at another address is translated
+    // anew, which takes half of the time of a short process. No real processor does that.
     command.args([
         "-append",
-        "console=ttyS0 quiet panic=-1 rootfstype=ramfs mitigations=off nokaslr no_timer_check",
+        "console=ttyS0 quiet panic=-1 rootfstype=ramfs mitigations=off nokaslr norandmaps no_timer_check",
     ]);
     command.arg("-chardev").arg(format!(
         "file,id=console,path={}",
