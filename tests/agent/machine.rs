@@ -37,7 +37,7 @@ impl Machine {
         let console = tempfile::tempfile().unwrap();
         let config = VmConfig {
             machine: BlankMachine::create(&kvm).unwrap(),
-            memory: vmm::memory::create(MEM_MIB).unwrap(),
+            memory: None,
             mem_mib: MEM_MIB,
             vcpus: 1,
             kernel: artefact("vmlinux"),

@@ -31,8 +31,9 @@ pub struct BlockConfig {
 #[derive(Debug)]
 pub struct VmConfig {
     pub machine: BlankMachine,
-    /// A file of exactly `mem_mib` MiB of zeros, see [`crate::memory::create`].
-    pub memory: File,
+    /// A file of exactly `mem_mib` MiB of zeros, see [`crate::memory::create`], for a caller who wants to look into
+    /// the guest's memory. Without one, the worker alone has it, and in large pages if the host can.
+    pub memory: Option<File>,
     pub mem_mib: u32,
     pub vcpus: u8,
     /// Uncompressed ELF `vmlinux`.

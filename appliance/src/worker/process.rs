@@ -108,11 +108,9 @@ impl Blank {
 
     fn boot(self, spec: &WorkerSpec, files: [File; 4]) -> Result<(Vm, Steps), String> {
         let [kernel, initramfs, root, scratch] = files;
-        let memory = vmm::memory::create(spec.mem_mib)
-            .map_err(|error| format!("Cannot get {} MiB of memory: {error}", spec.mem_mib))?;
         let vm = Vm::start(VmConfig {
             machine: self.machine,
-            memory,
+            memory: None,
             mem_mib: spec.mem_mib,
             vcpus: spec.vcpus,
             kernel,

@@ -1,6 +1,6 @@
-//! Guest memory: one file, split around the hole below 4 GiB.
+//! Guest memory, split around the hole below 4 GiB.
 //!
-//! A guest that boots has its file to itself and maps it shared ([`map`]). A fork maps the file of a golden
+//! A guest that boots has memory of its own ([`own`]), or a file that it maps shared ([`map`]). A fork maps the file of a golden
 //! privately ([`map_private`]): pages that are only read are shared by all forks, a page that is written
 //! becomes the fork's own. [`dump`](dump::dump) makes such a file of a paused guest, and a [`working_set`]
 //! says which of its pages a fork will want first.
@@ -41,7 +41,7 @@ pub enum MemoryError {
     Stat { source: io::Error },
     #[error("The memory file holds {found} bytes, the guest needs {expected}")]
     Length { found: u64, expected: u64 },
-    #[error("Cannot map {size} bytes of the memory file")]
+    #[error("Cannot map {size} bytes of guest memory")]
     Map { size: u64, source: io::Error },
     #[error("Guest memory ranges do not fit together: {what}")]
     Layout { what: String },
@@ -60,6 +60,18 @@ pub fn create(mem_mib: u32) -> io::Result<File> {
     rustix::fs::ftruncate(&fd, u64::from(mem_mib) * MIB)?;
     rustix::fs::fcntl_add_seals(&fd, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
     Ok(File::from(fd))
+}
+
+/// Memory that is in no file. A guest that boots touches most pages of its kernel for the first time, each of
+/// which costs an exit and a fault; a large page (Documentation/admin-guide/mm/transhuge.rst) is one for 512.
+pub fn own(mem_mib: u32) -> Result<Memory, MemoryError> {
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+    let memory = map_ranges(None, mem_mib, flags)?;
+    for region in memory.iter() {
+        // A kernel without large pages has none to give.
+        let _ = advise(region, Advice::LinuxHugepage);
+    }
+    Ok(memory)
 }
 
 /// Maps the whole of `file` as the memory of a guest. The file has every write.
@@ -84,11 +96,10 @@ pub fn map_private(file: File, mem_mib: u32) -> Result<Memory, MemoryError> {
     Ok(memory)
 }
 
-/// Tells the kernel how far to read ahead in a region's file.
-fn advise(region: &GuestRegionMmap<()>, read_ahead: Advice) -> io::Result<()> {
-    // SAFETY: advice about read-ahead changes no byte and no permission of the mapping, which is alive: `region`
-    // owns it.
-    let advised = unsafe { rustix::mm::madvise(region.as_ptr().cast(), region.size(), read_ahead) };
+/// Tells the kernel how far to read ahead in a region's file, or how large its pages may be.
+fn advise(region: &GuestRegionMmap<()>, advice: Advice) -> io::Result<()> {
+    // SAFETY: such advice changes no byte and no permission of the mapping, which is alive: `region` owns it.
+    let advised = unsafe { rustix::mm::madvise(region.as_ptr().cast(), region.size(), advice) };
     Ok(advised?)
 }
 
@@ -101,18 +112,20 @@ fn map_with(file: File, mem_mib: u32, flags: i32) -> Result<Memory, MemoryError>
     if found != expected {
         return Err(MemoryError::Length { found, expected });
     }
-    let file = Arc::new(file);
+    map_ranges(Some(&Arc::new(file)), mem_mib, flags)
+}
+
+fn map_ranges(file: Option<&Arc<File>>, mem_mib: u32, flags: i32) -> Result<Memory, MemoryError> {
     let mut regions = Vec::new();
-    for range in layout::ram_ranges(expected) {
+    for range in layout::ram_ranges(u64::from(mem_mib) * MIB) {
         let size = usize::try_from(range.size).expect("the target is 64-bit");
-        let offset = FileOffset::from_arc(Arc::clone(&file), range.file_offset);
+        let offset = file.map(|file| FileOffset::from_arc(Arc::clone(file), range.file_offset));
         let access = libc::PROT_READ | libc::PROT_WRITE;
-        let mapping = MmapRegion::build(Some(offset), size, access, flags).map_err(|error| {
-            MemoryError::Map {
+        let mapping =
+            MmapRegion::build(offset, size, access, flags).map_err(|error| MemoryError::Map {
                 size: range.size,
                 source: io::Error::other(error),
-            }
-        })?;
+            })?;
         let region = GuestRegionMmap::new(mapping, GuestAddress(range.start)).ok_or_else(|| {
             MemoryError::Layout {
                 what: format!("{:#x} is beyond all addresses", range.start),
@@ -132,6 +145,18 @@ mod tests {
     use vm_memory::Bytes;
 
     use super::*;
+
+    #[test]
+    fn memory_of_its_own_is_zero_and_as_large_as_asked_for() {
+        let memory = own(3 * 1024 + 2).unwrap();
+        let bytes: u64 = memory.iter().map(GuestMemoryRegion::len).sum();
+        assert_eq!(bytes, (3 * 1024 + 2) * MIB);
+        assert_eq!(memory.num_regions(), 2, "it goes on above the hole");
+        let last = GuestAddress(layout::HOLE_END + 2 * MIB - 4);
+        assert_eq!(memory.read_obj::<u32>(last).unwrap(), 0);
+        memory.write_obj(7_u32, last).unwrap();
+        assert_eq!(memory.read_obj::<u32>(last).unwrap(), 7);
+    }
 
     #[test]
     fn what_is_written_to_guest_memory_is_in_the_file() {

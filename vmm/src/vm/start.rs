@@ -69,8 +69,11 @@ impl Vm {
             vsock,
             console,
         } = config;
-        let memory =
-            memory::map(memory, mem_mib).map_err(|source| StartError::Memory { source })?;
+        let memory = match memory {
+            Some(file) => memory::map(file, mem_mib),
+            None => memory::own(mem_mib),
+        };
+        let memory = memory.map_err(|source| StartError::Memory { source })?;
         let devices = wiring::Devices {
             blocks,
             vsock,

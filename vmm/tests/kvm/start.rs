@@ -14,7 +14,7 @@ fn start(kvm: &File, change: impl FnOnce(&mut VmConfig)) -> StartError {
     let spec = GuestSpec::program(b"\xf4");
     let mut config = VmConfig {
         machine: BlankMachine::create(kvm).unwrap(),
-        memory: vmm::memory::create(spec.mem_mib).unwrap(),
+        memory: Some(vmm::memory::create(spec.mem_mib).unwrap()),
         mem_mib: spec.mem_mib,
         vcpus: spec.vcpus,
         kernel: spec.kernel,
@@ -152,7 +152,7 @@ fn kernel_that_is_no_kernel_is_refused_before_anything_runs() {
 fn memory_file_of_the_wrong_size_is_refused() {
     let Some(device) = kvm() else { return };
     let error = start(&device, |config| {
-        config.memory = vmm::memory::create(128).unwrap();
+        config.memory = Some(vmm::memory::create(128).unwrap());
     });
     assert!(matches!(error, StartError::Memory { .. }), "{error}");
 }

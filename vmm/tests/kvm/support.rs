@@ -195,7 +195,7 @@ impl Guest {
         let memory = vmm::memory::create(spec.mem_mib).unwrap();
         let config = VmConfig {
             machine: BlankMachine::create(&kvm).unwrap(),
-            memory: memory.try_clone().unwrap(),
+            memory: Some(memory.try_clone().unwrap()),
             mem_mib: spec.mem_mib,
             vcpus: spec.vcpus,
             kernel: spec.kernel,
