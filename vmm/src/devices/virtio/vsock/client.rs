@@ -5,6 +5,7 @@ use std::io::{self, Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 
+use serde::{Deserialize, Serialize};
 use vm_memory::VolatileSlice;
 
 use super::connection::{Connection, HostShutdown};
@@ -17,7 +18,7 @@ use crate::devices::virtio::iovec;
 const MAX_BURST: usize = 32;
 
 /// The two ports of a connection.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Ports {
     pub host: u32,
     pub guest: u32,

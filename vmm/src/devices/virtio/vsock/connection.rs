@@ -112,6 +112,11 @@ impl Connection {
         self.response_due = true;
     }
 
+    /// The guest waits to hear that its request was accepted.
+    pub fn is_unanswered(&self) -> bool {
+        self.phase == Phase::Held || self.response_due
+    }
+
     /// Handles any packet of this connection but data.
     pub fn on_control(&mut self, op: Op, header: &Header) -> Outcome {
         self.credit.learn(header.buf_alloc, header.fwd_cnt);

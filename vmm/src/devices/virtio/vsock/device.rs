@@ -268,7 +268,7 @@ impl VirtioDevice for Vsock {
     }
 
     fn save(&self) -> DeviceState {
-        DeviceState::Vsock(self.state().clone())
+        DeviceState::Vsock(self.muxer.save())
     }
 
     fn restore(&mut self, state: DeviceState) -> Option<()> {

@@ -24,7 +24,7 @@ const LISTENER: u32 = TOKENS;
 /// Connections that the guest asked for and nobody on the host has accepted yet.
 pub const MAX_HELD: usize = 8;
 /// Resets that wait for a receive buffer. A guest that causes more and gives no buffers gets none.
-const MAX_RESETS: usize = 256;
+pub const MAX_RESETS: usize = 256;
 
 /// Something for the guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -83,9 +83,36 @@ impl Muxer {
         &self.state
     }
 
-    /// Goes on with the address and the ports of a saved device. Of its connections nothing is known here.
-    pub fn restore(&mut self, state: VsockState) {
+    /// What a copy of the guest needs.
+    pub fn save(&self) -> VsockState {
+        let held = self.held.iter().map(|held| held.ports);
+        let joined = self.clients.values().filter_map(|client| match client {
+            Client::Joined(joined) if joined.connection.is_unanswered() => Some(joined.ports),
+            _ => None,
+        });
+        // A guest that is saved soon after it was restored has not heard of these yet.
+        let resets = self.resets.iter().map(|reset| Ports {
+            host: reset.src_port,
+            guest: reset.dst_port,
+        });
+        VsockState {
+            unanswered: held.chain(joined).chain(resets).collect(),
+            ..self.state.clone()
+        }
+    }
+
+    /// Goes on with the address and the ports of a saved device. Of its connections nothing is known here but
+    /// which ones the guest waits for.
+    pub fn restore(&mut self, mut state: VsockState) {
+        let unanswered = std::mem::take(&mut state.unanswered);
         self.state = state;
+        self.resets = unanswered
+            .into_iter()
+            .map(|ports| Header {
+                op: Op::Reset.to_raw(),
+                ..self.header(ports)
+            })
+            .collect();
     }
 
     pub fn set_features(&mut self, features: u64) {

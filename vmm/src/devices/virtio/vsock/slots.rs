@@ -60,6 +60,11 @@ impl<T> Slots<T> {
         self.slot_mut(token)?.value.as_mut()
     }
 
+    /// Everything there is, in no order.
+    pub fn values(&self) -> impl Iterator<Item = &T> {
+        self.slots.iter().filter_map(|slot| slot.value.as_ref())
+    }
+
     pub fn remove(&mut self, token: u32) -> Option<T> {
         let slot = self.slot_mut(token)?;
         let value = slot.value.take()?;

@@ -120,3 +120,18 @@ fn guest_that_is_saved_before_it_answered_is_told_again() {
     guest.give_event_buffer();
     op_of(&guest.packet(), Op::Request);
 }
+
+#[test]
+fn request_that_nobody_had_answered_is_reset_after_a_restore() {
+    let mut guest = with_event_buffers(8);
+    guest.control(Op::Request, 1024, 77);
+    assert!(guest.packets().is_empty(), "nobody listens");
+    // Saved once more before it hears of it.
+    let mut guest = guest.restored().restored();
+    assert!(guest.packets().is_empty());
+    guest.give_event_buffer();
+    let reset = guest.packet();
+    op_of(&reset, Op::Reset);
+    assert_eq!((reset.0.src_port, reset.0.dst_port), (1024, 77));
+    assert!(guest.packets().is_empty(), "each is told once");
+}
