@@ -104,9 +104,27 @@ pub fn copy(from: &File, to: &File, range: Range<u64>) -> io::Result<()> {
     Ok(())
 }
 
+/// What tests want to know of a file.
+#[cfg(test)]
+pub mod testing {
+    use std::fs::File;
+    use std::os::unix::fs::{FileExt, MetadataExt};
+
+    pub fn content(file: &File) -> Vec<u8> {
+        let mut bytes = vec![0; usize::try_from(file.metadata().unwrap().len()).unwrap()];
+        file.read_exact_at(&mut bytes, 0).unwrap();
+        bytes
+    }
+
+    /// Bytes that it takes on its disk.
+    pub fn allocated(file: &File) -> u64 {
+        file.metadata().unwrap().blocks() * 512
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::MetadataExt;
+    use super::testing::{allocated, content};
 
     use super::*;
 
@@ -119,16 +137,6 @@ mod tests {
             file.write_all_at(bytes, *offset).unwrap();
         }
         file
-    }
-
-    fn content(file: &File) -> Vec<u8> {
-        let mut bytes = vec![0; usize::try_from(file.metadata().unwrap().len()).unwrap()];
-        file.read_exact_at(&mut bytes, 0).unwrap();
-        bytes
-    }
-
-    fn allocated(file: &File) -> u64 {
-        file.metadata().unwrap().blocks() * 512
     }
 
     #[test]

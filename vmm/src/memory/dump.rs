@@ -82,16 +82,13 @@ fn next_data(region: &GuestRegionMmap<()>, range: Range<u64>) -> io::Result<Opti
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::{FileExt, MetadataExt};
+    use std::os::unix::fs::FileExt;
 
     use vm_memory::{Bytes, GuestAddress};
 
     use super::*;
     use crate::memory::{MIB, create, layout, map, map_private};
-
-    fn allocated(file: &File) -> u64 {
-        file.metadata().unwrap().blocks() * 512
-    }
+    use crate::sparse::testing::allocated;
 
     fn byte(file: &File, offset: u64) -> u8 {
         let mut bytes = [0; 1];

@@ -1,7 +1,7 @@
 //! The copy-on-write disk against a list of bytes, and what it costs.
 
 use std::fs::File;
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::FileExt;
 
 use proptest::prelude::*;
 use vm_memory::VolatileSlice;
@@ -11,6 +11,7 @@ use super::cow::Cow;
 use super::request::Range;
 use crate::config::BlockConfig;
 use crate::devices::virtio::buffers::Buffers;
+use crate::sparse::testing::{allocated, content};
 
 const SECTOR: u64 = 512;
 const BLOCK: u64 = 4096;
@@ -35,16 +36,6 @@ fn empty(len: u64) -> File {
     let file = tempfile::tempfile().unwrap();
     file.set_len(len).unwrap();
     file
-}
-
-fn content(file: &File) -> Vec<u8> {
-    let mut bytes = vec![0; usize::try_from(file.metadata().unwrap().len()).unwrap()];
-    file.read_exact_at(&mut bytes, 0).unwrap();
-    bytes
-}
-
-fn allocated(file: &File) -> u64 {
-    file.metadata().unwrap().blocks() * 512
 }
 
 /// Cuts `bytes` into pieces as a driver might, and hands them to `act`.
