@@ -3,6 +3,7 @@
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
+use ::worker::setup::first_message;
 use anyhow::Context as _;
 use tokio::sync::watch;
 
@@ -10,15 +11,16 @@ use crate::config::Checked;
 use crate::exit::{Exit, Failure};
 use crate::guest::Guest;
 use crate::warden::client::WardenClient;
+use crate::warden::program;
 use crate::warden::protocol::{ApplianceSetup, Task};
-use crate::worker::{Settings, WorkerHost, process};
+use crate::worker::{Settings, WorkerHost};
 use crate::{bench, golden, images, privileges, service, telemetry};
 
 /// How long the service may take to end once the warden is gone and its workers with it.
 const ORPHAN_LIMIT: Duration = Duration::from_secs(1);
 
 pub fn run() -> Result<Exit, Failure> {
-    let first = process::first_message::<ApplianceSetup>(c"cabana:applianc")?;
+    let first = first_message::<ApplianceSetup>(c"cabana:applianc")?;
     let Some((socket, setup, fds)) = first else {
         return Ok(Exit::Ok);
     };
@@ -84,7 +86,7 @@ async fn work(
                     listener: listener.into(),
                     workers,
                     images,
-                    host: golden::Host::new(build_id, cpu, Guest::packed()),
+                    host: golden::Host::new(build_id, cpu, packed()),
                 },
                 stop,
             )
@@ -92,6 +94,12 @@ async fn work(
         }
         Task::Bench(plan) => bench::run(&workers, &config.paths, plan).await,
     }
+}
+
+/// What is embedded, in the order that the manifest of a golden wants.
+fn packed() -> [&'static [u8]; 4] {
+    let [kernel, initramfs, scratch] = Guest::packed();
+    [kernel, initramfs, scratch, program::packed()]
 }
 
 fn settings(config: &Checked) -> Settings {

@@ -11,6 +11,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use rustix::fs::{MemfdFlags, Mode, OFlags, SealFlags};
+use rustix::io::Errno;
 
 static KERNEL: &[u8] = include_bytes!(concat!(env!("CABANA_GUEST_DIR"), "/vmlinux.zst"));
 static INITRAMFS: &[u8] = include_bytes!(concat!(env!("CABANA_GUEST_DIR"), "/initramfs.cpio.zst"));
@@ -91,21 +92,23 @@ impl Guest {
     }
 }
 
-/// An empty file in `folder`. It has no name, so it is gone with its last descriptor.
+/// An empty file in `folder` for a guest's disk.
 pub fn nameless_disk(folder: &Path) -> Result<File, GuestError> {
-    let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
-    let disk = match rustix::fs::open(folder, flags, Mode::RUSR | Mode::WUSR) {
-        Ok(disk) => Ok(File::from(disk)),
-        // Some file systems (NFS, older overlayfs) have no nameless files.
-        Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::ISDIR) => {
-            tempfile::tempfile_in(folder)
-        }
-        Err(error) => Err(error.into()),
-    };
-    disk.map_err(|source| GuestError::Disk {
+    nameless_file(folder).map_err(|source| GuestError::Disk {
         folder: folder.display().to_string(),
         source,
     })
+}
+
+/// An empty file in `folder`. It has no name, so it is gone with its last descriptor.
+pub fn nameless_file(folder: &Path) -> io::Result<File> {
+    let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+    match rustix::fs::open(folder, flags, Mode::RUSR | Mode::WUSR) {
+        Ok(file) => Ok(File::from(file)),
+        // Some file systems (NFS, older overlayfs) have no nameless files.
+        Err(Errno::OPNOTSUPP | Errno::ISDIR) => tempfile::tempfile_in(folder),
+        Err(error) => Err(error.into()),
+    }
 }
 
 fn unpacking(what: &'static str) -> impl Fn(io::Error) -> GuestError {
@@ -117,13 +120,24 @@ fn sealed(what: &'static str, packed: &[u8]) -> Result<File, GuestError> {
 }
 
 fn seal(name: &str, packed: &[u8]) -> io::Result<File> {
-    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
-    let mut file = File::from(rustix::fs::memfd_create(name, flags)?);
+    let mut file = memory_file(name)?;
     io::copy(&mut zstd::Decoder::new(packed)?, &mut file)?;
     file.rewind()?;
     let seals = SealFlags::SEAL | SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE;
     rustix::fs::fcntl_add_seals(file.as_fd(), seals)?;
     Ok(file)
+}
+
+/// A file in memory that nothing is ever executed from, and that can be sealed.
+pub fn memory_file(name: &str) -> io::Result<File> {
+    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+    let file = match rustix::fs::memfd_create(name, flags | MemfdFlags::NOEXEC_SEAL) {
+        // Linux before 6.3 does not know the flag. With `vm.memfd_noexec = 2` there is no file without it
+        // (Documentation/userspace-api/mfd_noexec.rst).
+        Err(Errno::INVAL) => rustix::fs::memfd_create(name, flags),
+        made => made,
+    };
+    Ok(File::from(file?))
 }
 
 /// The runs of blocks that are not zero, with their offsets.

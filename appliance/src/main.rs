@@ -7,18 +7,18 @@ mod bench;
 mod cli;
 mod config;
 mod doctor;
-mod exit;
 mod front;
 mod golden;
 mod guest;
 mod images;
 mod pool;
-mod privileges;
 mod service;
 mod store;
 mod telemetry;
 mod warden;
 mod worker;
+
+use ::worker::{exit, privileges};
 
 fn main() -> std::process::ExitCode {
     cli::run().into()

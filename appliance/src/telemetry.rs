@@ -1,17 +1,11 @@
 //! Logs: lines on stderr, as text or as JSON. Never a token, an identifier or a payload.
 
-mod small;
-
 use std::io::IsTerminal;
 
 use tracing_subscriber::EnvFilter;
 
-pub use small::start_small;
+pub use worker::telemetry::{FILTER_VARIABLE, FORMAT_VARIABLE};
 
-/// Filter in the syntax of `tracing_subscriber::EnvFilter`, for example `debug` or `cabana::pool=trace`.
-pub const FILTER_VARIABLE: &str = "CABANA_LOG";
-/// `json` or `text`.
-pub const FORMAT_VARIABLE: &str = "CABANA_LOG_FORMAT";
 const DEFAULT_FILTER: &str = "info,sled=warn,hyper=warn,rustls=warn";
 
 /// Starts logging for this process. A filter that cannot be read is reported and replaced.
@@ -27,7 +21,7 @@ pub fn start() {
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none());
     // A second start (tests in one process) keeps the first one's subscriber.
-    let _ = if is_json() {
+    let _ = if worker::telemetry::is_json() {
         lines.json().try_init()
     } else {
         lines.try_init()
@@ -35,8 +29,4 @@ pub fn start() {
     if bad {
         tracing::warn!("{FILTER_VARIABLE} is not a log filter; using {DEFAULT_FILTER}");
     }
-}
-
-fn is_json() -> bool {
-    std::env::var(FORMAT_VARIABLE).is_ok_and(|format| format == "json")
 }

@@ -119,7 +119,7 @@ fn client_without_an_appliance_is_69_and_a_missing_archive_is_1() {
 
 #[test]
 fn processes_that_the_warden_starts_refuse_to_be_started_by_hand() {
-    for role in ["appliance", "worker", "image-worker"] {
+    for role in ["appliance", "image-worker"] {
         let line = refused(&[role], 64);
         assert!(line.contains("cabana serve"), "{line}");
     }

@@ -3,6 +3,7 @@
 use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::path::Path;
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -10,11 +11,14 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use crate::artifacts;
 
-/// A process that runs the binary under test.
+/// What a worker executes: it is inside the binary, and never has a name on disk.
+const WORKER: &str = "/memfd:cabana-worker (deleted)";
+
+/// A process that runs the binary under test, or the worker inside it.
 #[derive(Debug)]
 pub struct Process {
     pub pid: u32,
-    /// Its subcommand: `serve`, `appliance`, `worker` or `image-worker`.
+    /// The first argument: `serve`, `appliance`, `worker` or `image-worker`.
     pub role: String,
     /// What it calls itself (`comm`, at most 15 bytes): a worker is `cabana:spare` until it has a guest, then
     /// `cabana:worker`.
@@ -29,7 +33,7 @@ impl Process {
     fn look(pid: u32) -> Option<Self> {
         let pidfd = open(pid)?;
         let exe = fs::read_link(format!("/proc/{pid}/exe")).ok()?;
-        if exe != artifacts::cabana() {
+        if exe != artifacts::cabana() && exe != Path::new(WORKER) {
             return None;
         }
         let command = fs::read(format!("/proc/{pid}/cmdline")).ok()?;

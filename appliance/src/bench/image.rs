@@ -4,11 +4,11 @@ use std::fs::File;
 use std::io::Seek as _;
 
 use anyhow::{Context as _, ensure};
-use rustix::fs::MemfdFlags;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use wire::ContainerSpec;
 
+use crate::guest::memory_file;
 use crate::images::{Action, Job, JobReport, Limits, Transport};
 use crate::worker::WorkerHost;
 
@@ -84,11 +84,11 @@ async fn unpack(
     job: Job,
     archive: File,
 ) -> anyhow::Result<(File, JobReport)> {
-    let output = memory_file()?;
+    let output = memory_file("bench")?;
     let fds = vec![
         archive.into(),
         output.try_clone()?.into(),
-        memory_file()?.into(),
+        memory_file("bench")?.into(),
     ];
     let report = workers.run_image_job(job, fds).await?;
     Ok((output, report))
@@ -108,7 +108,7 @@ fn empty_archive() -> anyhow::Result<File> {
     let manifest = serde_json::json!([
         { "Config": "config.json", "RepoTags": [], "Layers": ["layer.tar"] },
     ]);
-    let mut archive = tar::Builder::new(memory_file()?);
+    let mut archive = tar::Builder::new(memory_file("bench")?);
     let mut add = |name: &str, bytes: &[u8]| {
         let mut header = tar::Header::new_gnu();
         header.set_size(bytes.len() as u64);
@@ -123,13 +123,6 @@ fn empty_archive() -> anyhow::Result<File> {
     Ok(file)
 }
 
-fn memory_file() -> std::io::Result<File> {
-    Ok(File::from(rustix::fs::memfd_create(
-        "bench",
-        MemfdFlags::CLOEXEC,
-    )?))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -137,11 +130,11 @@ mod tests {
     #[test]
     fn archive_of_the_benchmark_is_an_image() {
         use std::os::unix::fs::FileExt as _;
-        let output = memory_file().unwrap();
+        let output = memory_file("bench").unwrap();
         let files = [
             empty_archive().unwrap(),
             output.try_clone().unwrap(),
-            memory_file().unwrap(),
+            memory_file("bench").unwrap(),
         ];
         let job = build(Transport::DockerArchive, None);
         crate::images::worker::run(job, files.map(Into::into).into()).unwrap();

@@ -57,9 +57,6 @@ pub enum Command {
     /// The process that talks to the world; started by `serve`
     #[command(hide = true)]
     Appliance,
-    /// The process that is one microVM; started by `serve`
-    #[command(hide = true)]
-    Worker,
     /// The process that unpacks one image; started by `serve`
     #[command(hide = true)]
     ImageWorker,

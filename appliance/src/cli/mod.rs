@@ -27,22 +27,11 @@ use args::{Cli, Command, GoldenCommand, ImageCommand, SessionPoolCommand, TokenC
 
 /// Runs the command that the process was started with.
 pub fn run() -> Exit {
-    let result = if is_worker() {
-        worker::process::run()
-    } else {
-        parse_and_run()
-    };
-    result.unwrap_or_else(|Failure { exit, line }| {
+    parse_and_run().unwrap_or_else(|Failure { exit, line }| {
         // stderr may be closed; there is no better place to say it.
         let _ = writeln!(std::io::stderr(), "cabana: {line}");
         exit
     })
-}
-
-/// There is one worker per session, and parsing a command line touches memory that it would keep.
-fn is_worker() -> bool {
-    let mut arguments = std::env::args_os().skip(1);
-    arguments.next().is_some_and(|command| command == "worker") && arguments.next().is_none()
 }
 
 fn parse_and_run() -> Result<Exit, Failure> {
@@ -85,7 +74,6 @@ fn dispatch(cli: Cli) -> Result<Exit, Failure> {
         Command::Golden(GoldenCommand::Inspect { file }) => golden::inspect(&file),
         Command::Token(TokenCommand::Create(create)) => token::create(&create),
         Command::Appliance => appliance::run(),
-        Command::Worker => worker::process::run(),
         Command::ImageWorker => worker::image::run(),
     }
 }

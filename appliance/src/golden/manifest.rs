@@ -35,6 +35,8 @@ pub struct Host {
     pub kernel: String,
     pub initramfs: String,
     pub scratch: String,
+    /// The process that a guest is: it wrote the state, and reads it.
+    pub worker: String,
     /// Digest of what a guest is told of this CPU. It cannot change under a running guest.
     pub cpu: String,
     /// `uname -r` of the host, whose KVM wrote the state.
@@ -105,11 +107,11 @@ fn compare(name: &str, one: &Value, other: &Value, names: &mut Vec<String>) {
 }
 
 impl Host {
-    /// `packed` are kernel, initramfs and scratch file system as embedded; `cpu` comes from the warden,
+    /// `packed` are kernel, initramfs, scratch file system and worker as embedded; `cpu` comes from the warden,
     /// which opened `/dev/kvm`. What is not known gets a value that no other run has, so that nothing is
     /// reused that could be wrong.
-    pub fn new(build_id: Option<String>, cpu: Option<String>, packed: [&[u8]; 3]) -> Self {
-        let [kernel, initramfs, scratch] = packed.map(sha256);
+    pub fn new(build_id: Option<String>, cpu: Option<String>, packed: [&[u8]; 4]) -> Self {
+        let [kernel, initramfs, scratch, worker] = packed.map(sha256);
         let unique = |what: &str| {
             tracing::warn!("{what}: goldens are made anew at every start");
             format!("unknown-{}", Uuid::new_v4().simple())
@@ -119,6 +121,7 @@ impl Host {
             kernel,
             initramfs,
             scratch,
+            worker,
             cpu: cpu.unwrap_or_else(|| unique("The CPU of this host cannot be described")),
             host_kernel: rustix::system::uname()
                 .release()
@@ -178,6 +181,7 @@ pub mod tests {
             kernel: "k".into(),
             initramfs: "i".into(),
             scratch: "s".into(),
+            worker: "w".into(),
             cpu: "c".into(),
             host_kernel: "6.12".into(),
         }
@@ -226,6 +230,7 @@ pub mod tests {
                 with_host(|host| host.initramfs = "x".into()),
             ),
             ("host.scratch", with_host(|host| host.scratch = "x".into())),
+            ("host.worker", with_host(|host| host.worker = "x".into())),
             ("host.cpu", with_host(|host| host.cpu = "x".into())),
             (
                 "host.hostKernel",
@@ -302,7 +307,7 @@ pub mod tests {
 
     #[test]
     fn what_is_not_known_of_a_host_is_never_the_same_again() {
-        let packed: [&[u8]; 3] = [b"k", b"i", b"s"];
+        let packed: [&[u8]; 4] = [b"k", b"i", b"s", b"w"];
         let known = || Host::new(Some("b".into()), Some("c".into()), packed);
         assert_eq!(known(), known());
         let nameless = || Host::new(None, Some("c".into()), packed);

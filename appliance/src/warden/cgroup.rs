@@ -6,7 +6,7 @@
 //! into a leaf of its own first.
 
 use std::fs;
-use std::io;
+use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 
 use uuid::Uuid;
@@ -25,8 +25,8 @@ const PERIOD_US: u32 = 100_000;
 /// guest, and page cache of its disks before that is reclaimed. Generous: the limit is there to stop
 /// a worker that leaks, not to press a guest.
 const OVERHEAD_MIB: u64 = 256;
-/// What a worker without a guest may take: more than it ever needs.
-const SPARE_CPU_MILLIS: u32 = 1000;
+/// What a worker without a guest may take: more than it ever needs, and what most guests need, so that there is little to change then.
+const SPARE_VCPUS: u8 = 1;
 /// Threads of a worker besides its vCPUs.
 const OTHER_THREADS: u32 = 32;
 
@@ -98,10 +98,9 @@ impl Cgroups {
         }
         let leaf = Leaf { path };
         leaf.set_memory(0)?;
-        leaf.set("pids.max", &OTHER_THREADS.to_string())?;
         // The first quota on a host makes the kernel patch its own code, and the last one that goes patches it back
         // (`cfs_bandwidth_usage_inc` in kernel/sched/fair.c): not while somebody waits.
-        leaf.set("cpu.max", &cpu_max(SPARE_CPU_MILLIS))?;
+        leaf.set_vcpus(SPARE_VCPUS)?;
         Ok(leaf)
     }
 
@@ -137,9 +136,10 @@ impl Leaf {
     /// Makes room for a guest. The CPU is limited to whole vCPUs until [`Leaf::limit_cpu`].
     pub fn shape(&self, spec: &WorkerSpec) -> Result<(), CgroupError> {
         self.set_memory(spec.mem_mib)?;
-        let threads = u32::from(spec.vcpus) + OTHER_THREADS;
-        self.set("pids.max", &threads.to_string())?;
-        self.set("cpu.max", &cpu_max(u32::from(spec.vcpus) * 1000))
+        if spec.vcpus == SPARE_VCPUS {
+            return Ok(());
+        }
+        self.set_vcpus(spec.vcpus)
     }
 
     /// From now on the worker gets its share and no more.
@@ -152,13 +152,19 @@ impl Leaf {
         self.set("memory.max", &bytes.to_string())
     }
 
+    fn set_vcpus(&self, vcpus: u8) -> Result<(), CgroupError> {
+        let threads = u32::from(vcpus) + OTHER_THREADS;
+        self.set("pids.max", &threads.to_string())?;
+        self.set("cpu.max", &cpu_max(u32::from(vcpus) * 1000))
+    }
+
     /// A controller that the host does not give is not there, and then there is no limit to set.
     fn set(&self, file: &str, value: &str) -> Result<(), CgroupError> {
-        let path = self.path.join(file);
-        if path.exists() {
-            write(&path, value)
-        } else {
-            Ok(())
+        match write(&self.path.join(file), value) {
+            Err(CgroupError::File { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+                Ok(())
+            }
+            written => written,
         }
     }
 
@@ -225,8 +231,13 @@ fn make(path: &Path) -> Result<(), CgroupError> {
     }
 }
 
+/// Never makes a file: on a cgroup file system nobody can, and the kernel says so in its own way (`EACCES`).
 fn write(path: &Path, value: &str) -> Result<(), CgroupError> {
-    fs::write(path, value).map_err(|source| CgroupError::File {
+    let written = fs::File::options()
+        .write(true)
+        .open(path)
+        .and_then(|mut file| file.write_all(value.as_bytes()));
+    written.map_err(|source| CgroupError::File {
         what: "write",
         path: path.to_owned(),
         source,
@@ -242,5 +253,60 @@ mod tests {
         assert_eq!(cpu_max(250), "25000 100000");
         assert_eq!(cpu_max(2000), "200000 100000");
         assert_eq!(cpu_max(1), "1000 100000");
+    }
+
+    const FILES: [&str; 3] = ["memory.max", "pids.max", "cpu.max"];
+
+    /// A folder in the place of a cgroup, with files for these controllers.
+    fn leaf(files: &[&str]) -> (tempfile::TempDir, Leaf) {
+        let folder = tempfile::tempdir().unwrap();
+        for file in files {
+            fs::write(folder.path().join(file), "").unwrap();
+        }
+        let path = folder.path().to_owned();
+        (folder, Leaf { path })
+    }
+
+    /// What a spare and then a guest may take. All values of one file are of one length: they are written over each other.
+    fn limits(leaf: &Leaf, mem_mib: u32, vcpus: u8) -> Vec<String> {
+        for file in FILES {
+            fs::write(leaf.path.join(file), "").unwrap();
+        }
+        leaf.set_vcpus(SPARE_VCPUS).unwrap();
+        let spec = WorkerSpec {
+            vcpus,
+            cpu_millis: 250,
+            mem_mib,
+        };
+        let spare = FILES.map(|file| fs::read_to_string(leaf.path.join(file)).unwrap());
+        leaf.shape(&spec).unwrap();
+        let shaped = FILES.map(|file| fs::read_to_string(leaf.path.join(file)).unwrap());
+        [spare, shaped].concat()
+    }
+
+    #[test]
+    fn guest_of_any_shape_has_limits_that_fit_it() {
+        let (_folder, leaf) = leaf(&FILES);
+        let memory = |mib: u64| ((mib + OVERHEAD_MIB) << 20).to_string();
+        let one = ["33", "100000 100000"];
+        let spare = ["", one[0], one[1]];
+        let shaped = |memory: String, cpu: [&str; 2]| {
+            let expected = [&spare[..], &[memory.as_str(), cpu[0], cpu[1]]].concat();
+            expected
+                .into_iter()
+                .map(str::to_owned)
+                .collect::<Vec<String>>()
+        };
+        assert_eq!(limits(&leaf, 512, 1), shaped(memory(512), one));
+        let four = ["36", "400000 100000"];
+        assert_eq!(limits(&leaf, 1024, 4), shaped(memory(1024), four));
+    }
+
+    #[test]
+    fn controller_that_the_host_does_not_give_is_left_out_and_no_file_is_made() {
+        let (folder, leaf) = leaf(&[]);
+        leaf.set_memory(512).unwrap();
+        leaf.set_vcpus(2).unwrap();
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
     }
 }

@@ -10,10 +10,11 @@ use uuid::Uuid;
 
 use super::cgroup::{CgroupError, Cgroups, Leaf};
 use super::channel;
-use super::protocol::{Event, MAX_REPORT_BYTES, Refused, Usage};
+use super::program::Program;
+use super::protocol::{Event, Refused, Usage};
 use super::spawn::{OURSELVES, Process, Role};
 use super::usage;
-use crate::worker::spec::{ImageWorkerSetup, WorkerSetup, WorkerSpec};
+use crate::worker::spec::{ImageWorkerSetup, MAX_REPORT_BYTES, WorkerSetup, WorkerSpec};
 
 /// The most processes at once; far above what one host can hold in memory.
 const MAX_CHILDREN: usize = 4096;
@@ -49,7 +50,9 @@ struct Running {
 /// All of them, by the id that the appliance gave.
 #[derive(Debug)]
 pub struct Children {
-    program: &'static str,
+    /// Of image workers.
+    ourselves: &'static str,
+    worker: Program,
     running: HashMap<Uuid, Running>,
     cgroups: Option<Cgroups>,
     uid_base: Option<u32>,
@@ -60,9 +63,10 @@ pub struct Children {
 
 impl Children {
     /// `uid_base`: absent when this process is not root and children keep its ids.
-    pub fn new(cgroups: Option<Cgroups>, uid_base: Option<u32>) -> Self {
+    pub fn new(worker: Program, cgroups: Option<Cgroups>, uid_base: Option<u32>) -> Self {
         Self {
-            program: OURSELVES,
+            ourselves: OURSELVES,
+            worker,
             running: HashMap::new(),
             cgroups,
             uid_base,
@@ -233,7 +237,11 @@ impl Children {
         setup: &impl serde::Serialize,
         fds: &[BorrowedFd<'_>],
     ) -> Result<(), StartError> {
-        let result = start_confined(self.program, role, leaf.as_ref(), setup, fds);
+        let program = match role {
+            Role::Worker => self.worker.path(),
+            Role::Appliance | Role::ImageWorker => self.ourselves,
+        };
+        let result = start_confined(program, role, leaf.as_ref(), setup, fds);
         match result {
             Ok(process) => {
                 self.running.insert(
@@ -320,8 +328,8 @@ mod tests {
 
     fn children(program: &'static str) -> Children {
         Children {
-            program,
-            ..Children::new(None, None)
+            ourselves: program,
+            ..Children::new(Program::named(program), None, None)
         }
     }
 
@@ -452,12 +460,13 @@ mod tests {
 
     #[test]
     fn running_workers_have_different_ids_and_ids_are_used_again() {
-        let mut children = Children::new(None, Some(70_000));
+        let nothing = || Program::named("/nonexistent/cabana");
+        let mut children = Children::new(nothing(), None, Some(70_000));
         assert_eq!(children.free_uid(), Some(70_002));
         assert_eq!(children.free_uid(), Some(70_003));
         children.release(None, Some(70_002));
         assert_eq!(children.free_uid(), Some(70_002));
-        assert_eq!(Children::new(None, None).free_uid(), None);
+        assert_eq!(Children::new(nothing(), None, None).free_uid(), None);
     }
 
     #[test]

@@ -8,7 +8,6 @@ use std::fs::File;
 use std::io::{self, Read, Seek};
 use std::os::fd::{AsFd, OwnedFd};
 
-use rustix::fs::MemfdFlags;
 use tokio::io::Interest;
 use tokio::net::UnixDatagram;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -16,8 +15,8 @@ use uuid::Uuid;
 
 use super::channel;
 use super::protocol::{Event, Request, Status, Usage};
-use crate::images;
 use crate::worker::spec::WorkerSpec;
+use crate::{guest, images};
 
 /// Commands that wait for the socket.
 const QUEUE: usize = 256;
@@ -160,9 +159,7 @@ impl WardenClient {
     ) -> Result<images::JobReport, ImageJobError> {
         let id = Uuid::new_v4();
         let job = serde_json::to_string(&job).map_err(ImageJobError::Encoding)?;
-        let report = rustix::fs::memfd_create("image report", MemfdFlags::CLOEXEC)
-            .map_err(|error| ImageJobError::Report(error.into()))?;
-        let report = File::from(report);
+        let report = guest::memory_file("image report").map_err(ImageJobError::Report)?;
         fds.push(report.try_clone().map_err(ImageJobError::Report)?.into());
         let ended = self
             .spawn(id, Request::SpawnImageWorker { id, job }, fds)

@@ -14,15 +14,16 @@
 //! however it dies, the kernel closes these and every child ends itself.
 
 mod cgroup;
-pub mod channel;
 mod children;
 pub mod client;
 mod folders;
+pub mod program;
 pub mod protocol;
 mod serve;
 mod signals;
 mod spawn;
 mod usage;
 
+pub use ::worker::channel;
 pub use cgroup::is_version_2 as cgroup_version_2;
 pub use serve::{Task, serve};

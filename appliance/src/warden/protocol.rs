@@ -11,9 +11,6 @@ use crate::bench;
 use crate::config::Checked;
 use crate::worker::spec::{WorkerFd, WorkerSpec};
 
-/// The longest report of a child that is passed on.
-pub const MAX_REPORT_BYTES: usize = 4 << 10;
-
 /// The warden's first message to the appliance process. The socket of the front door comes with [`Task::Serve`].
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]

@@ -15,6 +15,7 @@ use super::cgroup::Cgroups;
 use super::channel::{self, Message};
 use super::children::Children;
 use super::folders::{FolderError, Folders};
+use super::program::{Program, ProgramError};
 use super::protocol::{ApplianceSetup, Event, Request, Status};
 use super::signals::Signals;
 use super::spawn::{OURSELVES, Process, Role};
@@ -48,6 +49,8 @@ pub enum ServeError {
         address: SocketAddr,
         source: io::Error,
     },
+    #[error(transparent)]
+    Worker(#[from] ProgramError),
     #[error("Cannot catch signals")]
     Signals(#[source] io::Error),
     #[error("Cannot start the appliance process")]
@@ -57,14 +60,16 @@ pub enum ServeError {
 impl ServeError {
     pub fn exit(&self) -> Exit {
         match self {
-            Self::Kvm(_) => Exit::Unavailable,
+            Self::Kvm(_) | Self::Worker(ProgramError::NoExec { .. }) => Exit::Unavailable,
             Self::Folders(error) if error.is_permission() => Exit::Permission,
             Self::Listen { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
                 Exit::Permission
             }
-            Self::Folders(_) | Self::Listen { .. } | Self::Signals(_) | Self::Appliance(_) => {
-                Exit::Failed
-            }
+            Self::Folders(_)
+            | Self::Listen { .. }
+            | Self::Worker(_)
+            | Self::Signals(_)
+            | Self::Appliance(_) => Exit::Failed,
         }
     }
 }
@@ -77,6 +82,7 @@ pub fn serve(config: Checked, task: Task) -> Result<Exit, ServeError> {
         .is_root()
         .then_some(config.uid_base);
     let folders = Folders::prepare(&config.paths, uid)?;
+    let worker = Program::unpack(&config.paths.state)?;
     let listener = match task {
         Task::Serve => Some(listen(config.listen)?),
         Task::Bench(_) => None,
@@ -111,7 +117,7 @@ pub fn serve(config: Checked, task: Task) -> Result<Exit, ServeError> {
         kvm,
         signals,
         appliance,
-        children: Children::new(cgroups, uid),
+        children: Children::new(worker, cgroups, uid),
         outbox: VecDeque::new(),
         stopping: false,
         deadline: None,
@@ -411,7 +417,7 @@ mod tests {
             kvm: tempfile::tempfile().unwrap(),
             signals: Signals::catch().unwrap(),
             appliance,
-            children: Children::new(None, None),
+            children: Children::new(Program::named("/nonexistent/cabana"), None, None),
             outbox: VecDeque::new(),
             stopping: false,
             deadline: None,

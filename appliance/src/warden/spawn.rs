@@ -1,4 +1,4 @@
-//! Starting a process of this same binary.
+//! Starting a process of this same binary, or of the worker that is inside it.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -57,7 +57,7 @@ pub struct Process {
 }
 
 impl Process {
-    /// Starts `cabana <role>`. It does nothing before its first message, so there is time to put it
+    /// Starts `program` as `cabana <role>`, which is what `ps` shows. It does nothing before its first message, so there is time to put it
     /// where it belongs.
     ///
     /// No `pre_exec` and no ids: the standard library then uses `posix_spawn`, whose cost does not

@@ -4,7 +4,8 @@ use std::fs::File;
 use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};
 
-use super::process::first_message;
+use ::worker::setup::first_message;
+
 use super::spec::ImageWorkerSetup;
 use crate::exit::{Exit, Failure};
 use crate::warden::channel;

@@ -2,9 +2,8 @@
 //!
 //! `host` is the appliance's side: it keeps shells of workers ready (`shell`, `spares`), makes a
 //! guest of one when somebody needs it (`launch`), and leads the guest to where it shall be
-//! (`supervisor`, by the rules of `progress`). `handle` is what its owner holds. `process` is the
-//! worker itself, `cabana worker`, which does what `orders` say. `spec` is what all of them and
-//! the warden agree on.
+//! (`supervisor`, by the rules of `progress`). `handle` is what its owner holds. The
+//! process itself is an executable of its own, the crate `worker`, and does what `orders` say.
 
 mod console;
 mod control;
@@ -15,7 +14,6 @@ mod identity;
 pub mod image;
 mod launch;
 pub mod orders;
-pub mod process;
 mod progress;
 mod shell;
 mod spares;

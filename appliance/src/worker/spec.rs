@@ -1,45 +1,10 @@
-//! What a worker is told and what it says at its end. Shared by appliance, warden and worker.
+//! What appliance, warden and the processes that they start agree on.
 
 use serde::{Deserialize, Serialize};
-use uuid::Uuid;
-pub use vmm::config::{MAX_MEM_MIB, MAX_VCPUS, MIN_MEM_MIB};
 
-/// The shape of one microVM, as the appliance asks for it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct WorkerSpec {
-    pub vcpus: u8,
-    /// Thousandths of a host CPU, for `cpu.max`.
-    pub cpu_millis: u32,
-    pub mem_mib: u32,
-}
-
-impl WorkerSpec {
-    /// Why no worker of this shape may run; `None` when it may.
-    pub fn objection(&self) -> Option<String> {
-        if !(1..=MAX_VCPUS).contains(&self.vcpus) {
-            return Some(format!(
-                "{} vCPUs are not between 1 and {MAX_VCPUS}",
-                self.vcpus
-            ));
-        }
-        if !(1..=u32::from(self.vcpus) * 1000).contains(&self.cpu_millis) {
-            let Self {
-                vcpus, cpu_millis, ..
-            } = self;
-            return Some(format!(
-                "{cpu_millis} thousandths of a CPU do not fit {vcpus} vCPUs"
-            ));
-        }
-        if !(MIN_MEM_MIB..=MAX_MEM_MIB).contains(&self.mem_mib) {
-            let found = self.mem_mib;
-            return Some(format!(
-                "{found} MiB are not between {MIN_MEM_MIB} and {MAX_MEM_MIB}"
-            ));
-        }
-        None
-    }
-}
+pub use ::worker::spec::{
+    MAX_MEM_MIB, MAX_REPORT_BYTES, MAX_VCPUS, WorkerFd, WorkerReport, WorkerSetup, WorkerSpec,
+};
 
 /// When the snapshot is taken that sessions are forked from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
@@ -84,31 +49,6 @@ impl std::str::FromStr for ForkPoint {
     }
 }
 
-/// The descriptors that a worker is born with, in the order in which they travel. The warden adds
-/// `/dev/kvm` as the last one. What its guest is made of comes later, with an order.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum WorkerFd {
-    /// Listening; the host's side of the guest's vsock.
-    Vsock,
-    /// Takes the text of the serial console.
-    Console,
-    /// Listening; see `orders`.
-    Orders,
-}
-
-impl WorkerFd {
-    pub const FROM_APPLIANCE: [Self; 3] = [Self::Vsock, Self::Console, Self::Orders];
-}
-
-/// The first message to a worker.
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct WorkerSetup {
-    pub id: Uuid,
-    /// The user and group to become; absent when the warden is not root.
-    pub uid: Option<u32>,
-}
-
 /// The first message to an image worker. The last descriptor takes the report.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -116,24 +56,6 @@ pub struct ImageWorkerSetup {
     pub uid: Option<u32>,
     /// `images::Job` as JSON. The warden does not look into it.
     pub job: String,
-}
-
-/// The last word of a worker.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "end", rename_all = "camelCase")]
-pub enum WorkerReport {
-    PowerOff,
-    Reset,
-    TripleFault,
-    /// The host asked for it.
-    Stopped,
-    Failed {
-        what: String,
-    },
-    /// The guest never ran.
-    NotStarted {
-        what: String,
-    },
 }
 
 #[cfg(test)]
@@ -152,44 +74,5 @@ mod tests {
         }
         assert_eq!("BeforeStart".parse::<ForkPoint>(), Err(ForkPointError));
         assert_eq!(ForkPoint::default(), ForkPoint::BeforeStart);
-    }
-
-    #[test]
-    fn shape_outside_its_limits_is_objected_to() {
-        let good = WorkerSpec {
-            vcpus: 2,
-            cpu_millis: 1500,
-            mem_mib: 512,
-        };
-        assert_eq!(good.objection(), None);
-        let bad = [
-            WorkerSpec {
-                vcpus: 0,
-                ..good.clone()
-            },
-            WorkerSpec {
-                vcpus: 33,
-                ..good.clone()
-            },
-            WorkerSpec {
-                cpu_millis: 0,
-                ..good.clone()
-            },
-            WorkerSpec {
-                cpu_millis: 2001,
-                ..good.clone()
-            },
-            WorkerSpec {
-                mem_mib: MIN_MEM_MIB - 1,
-                ..good.clone()
-            },
-            WorkerSpec {
-                mem_mib: u32::MAX,
-                ..good
-            },
-        ];
-        for spec in bad {
-            assert!(spec.objection().is_some(), "{spec:?}");
-        }
     }
 }

@@ -154,16 +154,48 @@ mod tests {
     }
 
     #[test]
-    fn appliance_depends_on_vmm_and_wire_only() {
+    fn appliance_depends_on_worker_vmm_and_wire_only() {
         let used = closure("appliance");
-        assert!(used.contains("vmm") && used.contains("wire"));
+        assert!(
+            ["worker", "vmm", "wire"]
+                .iter()
+                .all(|name| used.contains(*name))
+        );
         assert_none("appliance", &["agent", "e2e", "demo", "devtool"]);
+    }
+
+    #[test]
+    fn worker_has_none_of_the_code_that_talks_to_the_world_or_to_people() {
+        assert!(closure("worker").contains("vmm"));
+        assert_none(
+            "worker",
+            &[
+                "tokio",
+                "hyper",
+                "http",
+                "rustls",
+                "aws-lc-rs",
+                "clap",
+                "sled",
+                "tar",
+                "zstd",
+                "tracing-subscriber",
+                "regex-automata",
+                "jiff",
+                "appliance",
+                "agent",
+                "wire",
+                "e2e",
+                "demo",
+                "devtool",
+            ],
+        );
     }
 
     #[test]
     fn tests_reach_the_appliance_only_from_outside() {
         for name in ["e2e", "devtool", "demo"] {
-            assert_none(name, &["appliance", "agent", "vmm", "wire"]);
+            assert_none(name, &["appliance", "worker", "agent", "vmm", "wire"]);
         }
     }
 }

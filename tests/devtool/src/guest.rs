@@ -1,4 +1,4 @@
-//! Builds what a guest is made of, and the binary that embeds it.
+//! Builds what a guest is made of, and the binary that embeds it and the worker.
 
 use std::fs;
 use std::path::PathBuf;
@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result};
 
 use crate::cache::{self, Cache};
 use crate::workspace::Workspace;
-use crate::{command, initramfs, kernel, packages};
+use crate::{command, initramfs, kernel, packages, worker};
 
 /// `cargo dev guest`
 pub fn run(workspace: &Workspace) -> Result<ExitCode> {
@@ -22,7 +22,8 @@ pub fn run(workspace: &Workspace) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Kernel, initramfs and scratch file system in `target/guest`, compressed for the binary and plain for tests.
+/// Everything that the binary embeds: kernel, initramfs and scratch file system in `target/guest`, compressed for the binary and plain
+/// for tests, and the worker.
 pub fn build(workspace: &Workspace, cache: &Cache) -> Result<Vec<PathBuf>> {
     packages::ensure(workspace, &[packages::GUEST])?;
     let kernel = kernel::ensure(workspace, cache)?;
@@ -52,10 +53,11 @@ pub fn build(workspace: &Workspace, cache: &Cache) -> Result<Vec<PathBuf>> {
             placed.push(target);
         }
     }
+    placed.push(worker::build(workspace, cache)?);
     Ok(placed)
 }
 
-/// The release binary with the guest inside.
+/// The release binary with guest and worker inside.
 pub fn build_appliance(workspace: &Workspace, cache: &Cache) -> Result<PathBuf> {
     build(workspace, cache)?;
     command::shown(workspace.cargo().args([

@@ -20,6 +20,7 @@ mod packages;
 mod progress;
 mod suite;
 mod up;
+mod worker;
 mod workspace;
 
 use std::process::ExitCode;
@@ -51,7 +52,7 @@ enum Task {
     Test(suite::Arguments),
     /// Format, lints, documentation, unit tests and dependency direction
     Check,
-    /// Build guest kernel, initramfs and scratch file system into target/guest
+    /// Build what the binary embeds: guest kernel, initramfs, scratch file system and the worker
     Guest,
     /// Boot a machine with a real KVM inside QEMU and run a command in it
     Lab(lab::Arguments),

@@ -37,12 +37,22 @@ impl Workspace {
 
     /// A program built with `--release`.
     pub fn release_program(&self, name: &str) -> PathBuf {
-        self.target().join(TRIPLE).join("release").join(name)
+        self.program("release", name)
+    }
+
+    /// A program built with `--profile PROFILE`.
+    pub fn program(&self, profile: &str, name: &str) -> PathBuf {
+        self.target().join(TRIPLE).join(profile).join(name)
     }
 
     /// Where `appliance/build.rs` looks for the guest, see `.cargo/config.toml`.
     pub fn guest(&self) -> PathBuf {
         self.root.join("target/guest")
+    }
+
+    /// Where it looks for the worker.
+    pub fn worker(&self) -> PathBuf {
+        self.root.join("target/worker")
     }
 
     /// Logs of long steps.

@@ -162,7 +162,7 @@ impl FakeWorker {
     }
 
     fn order(&mut self) -> (Order, Vec<OwnedFd>) {
-        match self.desk.next().unwrap() {
+        match self.desk.wait().unwrap() {
             Heard::Order(order, fds) => (order, fds),
             Heard::End => panic!("the warden is gone"),
         }

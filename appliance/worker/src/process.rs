@@ -1,4 +1,4 @@
-//! `cabana worker`: the process that is one microVM.
+//! The process that is one microVM.
 //!
 //! Its standard input is the warden's socket. The first message brings what every worker needs: the
 //! host's ends of the guest's vsock and console, the orders socket, and `/dev/kvm`. It gives up
@@ -15,7 +15,6 @@
 //! Threads: the first one waits for the guest's end, one carries out orders and watches the
 //! warden's socket, the others are the microVM's.
 
-use std::ffi::CStr;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -27,13 +26,12 @@ use vmm::{
     BlankMachine, BlockConfig, RestoreConfig, SnapshotFiles, Vm, VmConfig, VmExit, VmHandle,
 };
 
-use super::orders::server::{Desk, Heard};
-use super::orders::{Answer, Order, files};
-use super::spec::{WorkerFd, WorkerReport, WorkerSetup, WorkerSpec};
-use crate::exit::{Exit, Failure, chain};
-use crate::warden::channel;
-use crate::warden::protocol::MAX_REPORT_BYTES;
-use crate::{privileges, telemetry};
+use worker::exit::{Exit, Failure, chain};
+use worker::orders::server::{Desk, Heard};
+use worker::orders::{Answer, Order, files};
+use worker::setup::first_message;
+use worker::spec::{MAX_REPORT_BYTES, WorkerFd, WorkerReport, WorkerSetup, WorkerSpec};
+use worker::{channel, privileges, telemetry};
 
 /// How long the vCPUs may take to stop once nobody is there to be told.
 const STOP_LIMIT: Duration = Duration::from_secs(5);
@@ -47,7 +45,7 @@ pub fn run() -> Result<Exit, Failure> {
     };
     let internal = |error: &dyn std::error::Error| Failure::of(Exit::Internal, error);
     privileges::drop_to(setup.uid).map_err(|error| internal(&error))?;
-    telemetry::start_small();
+    telemetry::start();
     let say = socket.try_clone().map_err(|error| internal(&error))?;
     let report = match guest(socket, fds).map_err(|error| internal(&error))? {
         Ok(None) => return Ok(Exit::Ok),
@@ -57,29 +55,6 @@ pub fn run() -> Result<Exit, Failure> {
     tracing::debug!(worker = %setup.id, ?report, "Guest ended");
     self::say(&say, report);
     Ok(Exit::Ok)
-}
-
-/// The setup and descriptors that the warden sends to a new child; `None` when it is gone already.
-/// `name` is what `ps` and `top` show, since all children are started as `/proc/self/exe`.
-pub fn first_message<S: serde::de::DeserializeOwned>(
-    name: &CStr,
-) -> Result<Option<(OwnedFd, S, Vec<OwnedFd>)>, Failure> {
-    // Only for people to look at.
-    let _ = rustix::thread::set_name(name);
-    let by_hand = |error: &dyn std::error::Error| {
-        let line = format!("This command is started by `cabana serve`, not by hand: {error}");
-        Failure::new(Exit::Usage, line)
-    };
-    let socket = io::stdin()
-        .as_fd()
-        .try_clone_to_owned()
-        .map_err(|error| by_hand(&error))?;
-    let message = channel::receive(socket.as_fd(), false).map_err(|error| by_hand(&error))?;
-    let Some(message) = message else {
-        return Ok(None);
-    };
-    let setup = serde_json::from_slice(&message.bytes).map_err(|error| by_hand(&error))?;
-    Ok(Some((socket, setup, message.fds)))
 }
 
 /// What there is of a microVM before anybody says what shall run in it.
@@ -181,7 +156,7 @@ fn guest(socket: OwnedFd, fds: Vec<OwnedFd>) -> io::Result<Result<Option<Vm>, St
     };
     let mut desk = Desk::new(socket, orders);
     let (order, fds) = loop {
-        match desk.next()? {
+        match desk.wait()? {
             Heard::End => return Ok(Ok(None)),
             Heard::Order(order @ (Order::Boot { .. } | Order::Restore { .. }), fds) => {
                 break (order, fds);
@@ -247,7 +222,7 @@ fn serve(mut desk: Desk, vm: VmHandle) -> io::Result<()> {
         .stack_size(STACK_BYTES);
     thread.spawn(move || {
         loop {
-            match desk.next() {
+            match desk.wait() {
                 Ok(Heard::Order(order, fds)) => {
                     let answer = carry_out(&vm, &order, fds);
                     desk.answer(&answer);

@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use rustix::event::{PollFd, PollFlags};
 
 use super::{Answer, BadOrder, Order};
-use crate::warden::channel;
+use crate::channel;
 
 /// Everybody who may tell a worker something.
 #[derive(Debug)]
@@ -35,7 +35,7 @@ impl Desk {
     }
 
     /// Waits for the next order or for the end. Bad orders are refused here.
-    pub fn next(&mut self) -> io::Result<Heard> {
+    pub fn wait(&mut self) -> io::Result<Heard> {
         loop {
             let client = self.appliance.as_ref().unwrap_or(&self.listener);
             let mut fds = [&self.warden, client].map(|fd| PollFd::new(fd, PollFlags::IN));

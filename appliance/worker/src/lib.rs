@@ -1,0 +1,13 @@
+//! What a worker is told and what it says: all that it shares with the warden, which starts it, and the appliance, which orders it about.
+//!
+//! The process itself is `main.rs`. It is an executable of its own inside the binary `cabana`; see `decisions/worker-executable.md` of the
+//! appliance for why.
+#![forbid(unsafe_code)]
+
+pub mod channel;
+pub mod exit;
+pub mod orders;
+pub mod privileges;
+pub mod setup;
+pub mod spec;
+pub mod telemetry;
