@@ -78,7 +78,7 @@ impl VmConfig {
     }
 }
 
-/// What [`crate::Vm::restore`] needs. Numbers of vCPUs and MiB are in the state file.
+/// What [`crate::Vm::restore`] needs.
 #[derive(Debug)]
 pub struct RestoreConfig {
     pub machine: BlankMachine,
@@ -90,9 +90,23 @@ pub struct RestoreConfig {
     pub blocks: Vec<BlockConfig>,
     pub vsock: UnixListener,
     pub console: File,
-    /// Written by [`crate::VmHandle::save_working_set`]: pages that are made ready before the guest asks for
-    /// them, one by one.
-    pub working_set: Option<File>,
+    /// What the guest may have, by which its process is limited. A snapshot of another guest is refused.
+    pub vcpus: u8,
+    pub mem_mib: u32,
+    pub first_pages: FirstPages,
+}
+
+/// What is done about the pages that a fork touches first.
+#[derive(Debug)]
+pub enum FirstPages {
+    /// Nothing: each is mapped when it is touched.
+    AsNeeded,
+    /// They are made ready before the guest asks for them, one by one. The file was written by
+    /// [`crate::VmHandle::save_working_set`].
+    Prefetched(File),
+    /// Each is mapped alone, which takes longer, so that [`crate::VmHandle::save_working_set`] finds those that
+    /// were touched and no others. A kernel that cannot (before Linux 6.7) maps some beside them.
+    Recorded,
 }
 
 impl RestoreConfig {

@@ -19,6 +19,7 @@ pub mod boot;
 pub mod config;
 pub mod devices;
 mod irqchip;
+mod lines;
 mod machine;
 pub mod memory;
 pub mod probe;
@@ -28,7 +29,7 @@ pub mod vcpu;
 pub mod vm;
 mod wiring;
 
-pub use config::{BlockConfig, ConfigError, RestoreConfig, VmConfig};
+pub use config::{BlockConfig, ConfigError, FirstPages, RestoreConfig, VmConfig};
 pub use machine::{BlankMachine, MachineError};
 pub use probe::{ProbeError, ProbeReport, cpu_description, probe};
 pub use vm::{

@@ -10,16 +10,22 @@ use kvm_bindings::{
     KVM_API_VERSION, KVM_CAP_PMU_CAPABILITY, KVM_PMU_CAP_DISABLE, kvm_enable_cap,
     kvm_userspace_memory_region,
 };
-use kvm_ioctls::{Cap, Kvm, MsrFilterDefaultAction, MsrFilterRange, MsrFilterRangeFlags, VmFd};
+use kvm_ioctls::{
+    Cap, Kvm, MsrFilterDefaultAction, MsrFilterRange, MsrFilterRangeFlags, VcpuFd, VmFd,
+};
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 
 use crate::devices::serial::Serial;
 use crate::devices::virtio::mmio::MmioTransport;
+use crate::lines::{LineError, Lines};
+use crate::memory::one_by_one::OneByOne;
 use crate::memory::{Memory, layout};
+use crate::vcpu::VcpuHandle;
 use crate::vcpu::cpuid::Processor;
 use crate::vcpu::exit::Buses;
 use crate::vcpu::state::Registers;
-use crate::wiring::Wired;
+use crate::vm::IdleThread;
+use crate::wiring::{DeviceThread, Wired};
 
 /// What KVM must be able to do. All of it is in every Linux since 4.12.
 pub const REQUIRED: [(Cap, &str); 8] = [
@@ -44,6 +50,12 @@ pub enum MachineError {
     ApiVersion { found: i32 },
     #[error("KVM on this host lacks {name}")]
     Capability { name: &'static str },
+    #[error("Cannot join devices and guest")]
+    Lines { source: LineError },
+    #[error("Cannot start a thread")]
+    Thread { source: io::Error },
+    #[error("Cannot create vCPU {vcpu}")]
+    CreateVcpu { vcpu: u8, source: kvm_ioctls::Error },
     /// `what` is the ioctl without its `KVM_` prefix.
     #[error("KVM refused {what}")]
     Refused {
@@ -52,12 +64,31 @@ pub enum MachineError {
     },
 }
 
-/// A KVM VM with interrupt controllers and no memory, device or vCPU: all that can be made before it is known
-/// which guest it is for. Made ahead, because the kernel takes its time for it.
+/// A KVM VM with interrupt controllers, its first vCPU, the threads that every microVM has, and no memory or device: all
+/// that can be made before it is known which guest it is for. Made ahead, because the kernel takes its time for it.
 pub struct BlankMachine {
     pub(crate) fd: VmFd,
     pub(crate) processor: Processor,
     pub(crate) registers: Registers,
+    /// Taken as the devices are connected.
+    pub(crate) lines: Lines,
+    first_vcpu: VcpuFd,
+    threads: Threads,
+}
+
+/// Those that every microVM has.
+pub(crate) struct Threads {
+    /// The first vCPU's.
+    pub first: IdleThread,
+    pub devices: IdleThread,
+}
+
+/// A machine that is complete but for the state of its vCPUs.
+pub(crate) struct Assembled {
+    pub machine: Machine,
+    /// By their numbers.
+    pub vcpus: Vec<VcpuFd>,
+    pub threads: Threads,
 }
 
 impl BlankMachine {
@@ -66,11 +97,35 @@ impl BlankMachine {
         let refused = |what| move |source| MachineError::Refused { what, source };
         let kvm = open(kvm)?;
         let fd = create(&kvm)?;
+        let thread =
+            |name| IdleThread::spawn(name).map_err(|source| MachineError::Thread { source });
+        let first_vcpu =
+            first_vcpu(&fd).map_err(|source| MachineError::CreateVcpu { vcpu: 0, source })?;
+        let threads = Threads {
+            first: thread(VcpuHandle::thread_name(0))?,
+            devices: thread(DeviceThread::NAME.to_owned())?,
+        };
         Ok(Self {
             processor: Processor::of(&kvm).map_err(refused("GET_SUPPORTED_CPUID"))?,
             registers: Registers::of(&kvm, &fd).map_err(refused("GET_MSR_INDEX_LIST"))?,
+            lines: Lines::make(&fd).map_err(|source| MachineError::Lines { source })?,
             fd,
+            first_vcpu,
+            threads,
         })
+    }
+}
+
+/// With what KVM makes at the first entry into a VM, a kernel thread of its own (`kvm_mmu_post_init_vm`): told to
+/// leave at once, it enters no guest, and for KVM the vCPU has never run.
+fn first_vcpu(vm: &VmFd) -> Result<VcpuFd, kvm_ioctls::Error> {
+    let mut vcpu = vm.create_vcpu(0)?;
+    vcpu.set_kvm_immediate_exit(1);
+    let left = vcpu.run().map(|_| ());
+    vcpu.set_kvm_immediate_exit(0);
+    match left {
+        Err(error) if error.errno() != libc::EINTR => Err(error),
+        _ => Ok(vcpu),
     }
 }
 
@@ -89,17 +144,20 @@ pub(crate) struct Machine {
     pub transports: Vec<Arc<Mutex<MmioTransport>>>,
     pub processor: Processor,
     pub registers: Registers,
+    /// Of a fork whose working set is recorded.
+    pub recording: Option<OneByOne>,
     /// It is here also to keep the mapping for as long as `fd` can write to it.
     pub memory: Memory,
 }
 
 impl Machine {
-    /// Gives memory and devices to a VM and keeps all together from here on.
+    /// Gives memory, devices and all of its vCPUs to a VM and keeps them together from here on.
     pub fn assemble(
         blank: BlankMachine,
         wired: Wired,
         memory: Memory,
-    ) -> Result<Self, MachineError> {
+        vcpus: u8,
+    ) -> Result<Assembled, MachineError> {
         let machine = Self {
             fd: blank.fd,
             buses: wired.buses,
@@ -107,10 +165,20 @@ impl Machine {
             transports: wired.transports,
             processor: blank.processor,
             registers: blank.registers,
+            recording: None,
             memory,
         };
         set_memory(&machine.fd, &machine.memory)?;
-        Ok(machine)
+        let mut fds = vec![blank.first_vcpu];
+        for vcpu in 1..vcpus {
+            let created = machine.fd.create_vcpu(vcpu.into());
+            fds.push(created.map_err(|source| MachineError::CreateVcpu { vcpu, source })?);
+        }
+        Ok(Assembled {
+            machine,
+            vcpus: fds,
+            threads: blank.threads,
+        })
     }
 
     /// Raises an edge on an interrupt line, at once. (An irqfd raises it a moment later.)

@@ -7,8 +7,7 @@ use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
-use kvm_ioctls::{IoEventAddress, VmFd};
-use vmm_sys_util::eventfd::EventFd;
+use kvm_ioctls::VmFd;
 
 use crate::boot::acpi::VirtioSlot;
 use crate::config::BlockConfig;
@@ -22,9 +21,11 @@ use crate::devices::virtio::block::Block;
 use crate::devices::virtio::mmio::{self, MmioTransport};
 use crate::devices::virtio::rng::Rng;
 use crate::devices::virtio::vsock::Vsock;
+use crate::lines::{LineError, Lines};
+use crate::machine::BlankMachine;
 use crate::memory::{Memory, layout};
 use crate::vcpu::exit::Buses;
-use crate::vm::{EndOnPanic, VmExit};
+use crate::vm::{EndOnPanic, IdleThread, VmExit};
 
 /// The guest's address on vsock. The host is 2; the numbers below are reserved.
 const GUEST_CID: u64 = 3;
@@ -39,11 +40,10 @@ pub enum WiringError {
     },
     #[error("Two devices want the same address")]
     Bus { source: BusError },
-    #[error("KVM refused {what} for {device}")]
-    Event {
-        what: &'static str,
+    #[error("Cannot join {device} and the guest")]
+    Lines {
         device: &'static str,
-        source: kvm_ioctls::Error,
+        source: LineError,
     },
     #[error("No serial port can have the saved state; make the golden again")]
     Serial,
@@ -75,14 +75,15 @@ pub(crate) fn slot(number: usize) -> VirtioSlot {
 
 /// Makes all devices. The event loop is not running yet.
 pub(crate) fn connect(
-    vm: &VmFd,
+    blank: &mut BlankMachine,
     memory: &Memory,
     devices: Devices<'_>,
 ) -> Result<(Wired, EventLoop), WiringError> {
     let make = |what| move |source| WiringError::Make { what, source };
     let mut event_loop = EventLoop::new().map_err(make("the event loop"))?;
     let mut wiring = Wiring {
-        vm,
+        vm: &blank.fd,
+        lines: &mut blank.lines,
         memory,
         event_loop: &mut event_loop,
         buses: Buses::default(),
@@ -107,6 +108,7 @@ pub(crate) fn connect(
 
 struct Wiring<'a> {
     vm: &'a VmFd,
+    lines: &'a mut Lines,
     memory: &'a Memory,
     event_loop: &'a mut EventLoop,
     buses: Buses,
@@ -119,7 +121,7 @@ impl Wiring<'_> {
         console: File,
         saved: Option<&SerialSaved>,
     ) -> Result<Arc<Mutex<Serial>>, WiringError> {
-        let irq = Some(self.interrupt(layout::SERIAL_GSI, "the serial port")?);
+        let irq = self.lines.take_serial();
         let serial = match saved {
             None => Some(Serial::new(console, CONSOLE_LIMIT, irq)),
             Some(saved) => Serial::restore(saved, console, CONSOLE_LIMIT, irq),
@@ -150,19 +152,12 @@ impl Wiring<'_> {
         let make = |source| WiringError::Make { what: name, source };
         let slot = slot(self.transports.len());
         let base = u64::from(slot.base());
-        let irq = self.interrupt(slot.gsi(), name)?;
-        let transport = MmioTransport::new(device, self.memory.clone(), irq).map_err(make)?;
-        for (queue, doorbell) in transport.doorbells().map_err(make)? {
-            // A vCPU that rings a queue does not leave the kernel: KVM signals the event itself.
-            let notify = IoEventAddress::Mmio(base + mmio::DOORBELL_OFFSET);
-            self.vm
-                .register_ioevent(&doorbell, &notify, queue)
-                .map_err(|source| WiringError::Event {
-                    what: "IOEVENTFD",
-                    device: name,
-                    source,
-                })?;
-        }
+        let lines = self.lines.take(self.vm, device.queue_max_sizes().len());
+        let lines = lines.map_err(|source| WiringError::Lines {
+            device: name,
+            source,
+        })?;
+        let transport = MmioTransport::new(device, self.memory.clone(), lines);
         let transport = Arc::new(Mutex::new(transport));
         MmioTransport::attach(&transport, self.event_loop).map_err(make)?;
         self.buses
@@ -171,24 +166,6 @@ impl Wiring<'_> {
             .map_err(|source| WiringError::Bus { source })?;
         self.transports.push(transport);
         Ok(())
-    }
-
-    /// An event that raises the interrupt line `gsi`, without leaving the kernel.
-    fn interrupt(&self, gsi: u32, device: &'static str) -> Result<EventFd, WiringError> {
-        let event = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).map_err(|source| {
-            WiringError::Make {
-                what: "an interrupt",
-                source,
-            }
-        })?;
-        self.vm
-            .register_irqfd(&event, gsi)
-            .map_err(|source| WiringError::Event {
-                what: "IRQFD",
-                device,
-                source,
-            })?;
-        Ok(event)
     }
 }
 
@@ -210,22 +187,23 @@ pub(crate) struct DeviceThread {
 }
 
 impl DeviceThread {
-    pub fn spawn(event_loop: EventLoop, exits: Sender<VmExit>) -> io::Result<Self> {
+    pub const NAME: &str = "devices";
+
+    /// Runs the devices on `thread`.
+    pub fn start(thread: IdleThread, event_loop: EventLoop, exits: Sender<VmExit>) -> Self {
         let gate = event_loop.gate();
-        let thread = std::thread::Builder::new()
-            .name("devices".to_owned())
-            .spawn(move || {
-                let _guard = EndOnPanic(exits.clone());
-                if let Err(error) = event_loop.run() {
-                    let what = format!("the device thread cannot go on: {error}");
-                    // Nobody listens any more: the microVM ended for another reason.
-                    let _ = exits.send(VmExit::Failed { what });
-                }
-            })?;
-        Ok(Self {
+        let thread = thread.start(move || {
+            let _guard = EndOnPanic(exits.clone());
+            if let Err(error) = event_loop.run() {
+                let what = format!("the device thread cannot go on: {error}");
+                // Nobody listens any more: the microVM ended for another reason.
+                let _ = exits.send(VmExit::Failed { what });
+            }
+        });
+        Self {
             gate,
             thread: Some(thread),
-        })
+        }
     }
 }
 

@@ -10,7 +10,7 @@ use super::image::Image;
 use super::run::{DISK_BYTES, Run, boot_request, request};
 use crate::config::Paths;
 use crate::worker::spec::ForkPoint;
-use crate::worker::{LaunchRequest, Purpose, SaveFiles, Snapshot, Source, WorkerHost};
+use crate::worker::{LaunchRequest, Purpose, SaveFiles, Snapshot, Source, WorkerHost, WorkingSet};
 
 const STATE: &str = "state";
 const MEMORY: &str = "memory";
@@ -67,6 +67,9 @@ impl Golden {
     async fn record(&self, workers: &WorkerHost, image: &Image) -> anyhow::Result<()> {
         let mut run = Run::start(workers, self.fork(image, Purpose::Trial)?).await?;
         run.until_renewed().await?;
+        if self.point == ForkPoint::AfterReady {
+            run.worker.connect().await?;
+        }
         run.worker.pause().await?;
         run.worker
             .save_working_set(self.create(WORKING_SET)?)
@@ -81,7 +84,10 @@ impl Golden {
             state: self.open(STATE)?,
             memory: self.open(MEMORY)?,
             disk: self.open(DISK)?,
-            working_set: File::open(self.path().join(WORKING_SET)).ok(),
+            working_set: match File::open(self.path().join(WORKING_SET)) {
+                Ok(file) => WorkingSet::Known(file),
+                Err(_) => WorkingSet::Wanted,
+            },
             disk_bytes: DISK_BYTES,
         };
         let source = Source::Fork {

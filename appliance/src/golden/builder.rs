@@ -126,6 +126,10 @@ impl Builder {
         let recorded = match &proved {
             Ok(()) => {
                 let recorded = async {
+                    if recipe.manifest.template.fork_point == ForkPoint::AfterReady {
+                        // The first thing that a session does: its pages belong to the first as well.
+                        let _ = timeout(ORDER_LIMIT, machine.connect()).await;
+                    }
                     order("paused", ORDER_LIMIT, machine.pause()).await?;
                     order(
                         "recorded",

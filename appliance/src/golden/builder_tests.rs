@@ -1,5 +1,6 @@
 use super::*;
 use crate::golden::testing::{Fate, Works, pool, running_pool};
+use crate::worker::WorkingSet;
 
 async fn failure(works: &Works, pool: &crate::store::PoolRecord) -> Arc<GoldenError> {
     let error = works.goldens.ensure(works.recipe(pool)).await.unwrap_err();
@@ -26,7 +27,10 @@ async fn golden_is_saved_proven_by_a_fork_and_published() {
     let files = golden.open().unwrap();
     assert_eq!(files.memory.metadata().unwrap().len(), 64 << 20);
     assert_eq!(
-        (files.disk_bytes, files.working_set.is_some()),
+        (
+            files.disk_bytes,
+            matches!(files.working_set, WorkingSet::Known(_))
+        ),
         (1 << 20, true)
     );
     assert_eq!(works.names(), [golden.key.as_str()]);
@@ -133,7 +137,8 @@ async fn golden_without_a_working_set_is_good_enough() {
             .await
             .unwrap();
         let golden = works.goldens.find(&works.recipe(&pool("alpha"))).unwrap();
-        assert!(golden.open().unwrap().working_set.is_none(), "{fate:?}");
+        let working_set = golden.open().unwrap().working_set;
+        assert!(matches!(working_set, WorkingSet::Unknown), "{fate:?}");
     }
 }
 

@@ -41,7 +41,7 @@ use super::files::{
     OLD, StoreError, bury, discard, failed, make_folder, open_checked, remove_folder, sync_folder,
 };
 use super::manifest::{Host, Key, Manifest};
-use crate::worker::{SaveFiles, Snapshot};
+use crate::worker::{SaveFiles, Snapshot, WorkingSet};
 
 const MANIFEST: &str = "manifest.json";
 const STATE: &str = "state";
@@ -106,10 +106,10 @@ impl Golden {
             state: open(STATE, lengths.state)?,
             memory: open(MEMORY, lengths.memory)?,
             disk: open(DISK, lengths.disk)?,
-            working_set: lengths
-                .working_set
-                .map(|length| open(WORKING_SET, length))
-                .transpose()?,
+            working_set: match lengths.working_set {
+                Some(length) => WorkingSet::Known(open(WORKING_SET, length)?),
+                None => WorkingSet::Unknown,
+            },
             disk_bytes: lengths.disk,
         })
     }
@@ -300,7 +300,7 @@ impl Draft {
             state: open(STATE, lengths.state)?,
             memory: open(MEMORY, lengths.memory)?,
             disk: open(DISK, lengths.disk)?,
-            working_set: None,
+            working_set: WorkingSet::Wanted,
             disk_bytes: lengths.disk,
         })
     }

@@ -71,7 +71,7 @@ fn published_golden_is_found_by_its_manifest_now_and_after_a_restart() {
         assert_eq!((&found.key, &found.about), (&golden.key, &golden.about));
         let files = found.open().unwrap();
         assert_eq!(files.disk_bytes, 1 << 20);
-        assert!(files.working_set.is_some());
+        assert!(matches!(files.working_set, WorkingSet::Known(_)));
         (&files.memory).write_all(b"x").unwrap_err();
         let mut other = manifest();
         other.template.vcpus += 1;
@@ -251,7 +251,8 @@ fn working_set_that_was_not_recorded_is_absent() {
     save(&draft.create().unwrap(), &manifest());
     draft.create_working_set().unwrap();
     let golden = store.publish(draft, manifest()).unwrap();
-    assert!(golden.open().unwrap().working_set.is_none());
+    let working_set = golden.open().unwrap().working_set;
+    assert!(matches!(working_set, WorkingSet::Unknown));
     assert_eq!(shelf.open().list().len(), 1);
 }
 

@@ -21,7 +21,7 @@ use crate::pool::container::{self, ImageDefaults};
 use crate::pool::launcher::BoxFuture;
 use crate::store::PoolRecord;
 use crate::worker::spec::ForkPoint;
-use crate::worker::{LaunchRequest, Purpose, SaveFiles, Source, WorkerEvent};
+use crate::worker::{LaunchRequest, Purpose, SaveFiles, Source, WorkerEvent, WorkingSet};
 
 /// What becomes of a machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -157,6 +157,8 @@ fn describe(request: &LaunchRequest) -> String {
         Source::Boot { .. } => "boot",
         Source::Fork { snapshot, .. } => {
             (&snapshot.memory).write_all(b"x").unwrap_err();
+            let wanted = matches!(snapshot.working_set, WorkingSet::Wanted);
+            assert_eq!(wanted, matches!(request.purpose, Purpose::Trial));
             "fork"
         }
     };

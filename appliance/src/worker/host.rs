@@ -14,8 +14,8 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::exit::WorkerExit;
 use super::handle::{Shared, Worker, WorkerEvent};
-use super::launch::{LaunchError, LaunchRequest, Purpose, Settings, Snapshot, Source};
-use super::orders::{Order, OrderError};
+use super::launch::{LaunchError, LaunchRequest, Purpose, Settings, Snapshot, Source, WorkingSet};
+use super::orders::{FirstPages, Order, OrderError};
 use super::progress::{Progress, Script};
 use super::shell::{Shell, ShellMaker, private_folder};
 use super::spares::Spares;
@@ -196,9 +196,15 @@ impl WorkerHost {
                 disk.set_len(disk_bytes).map_err(GuestError::fill)?;
                 let files = [state, memory, root_image, base, copy(disk)?];
                 let mut fds: Vec<OwnedFd> = files.map(Into::into).into();
-                let prefetch = working_set.is_some();
-                fds.extend(working_set.map(OwnedFd::from));
-                Ok((Order::Restore { spec, prefetch }, fds))
+                let first_pages = match working_set {
+                    WorkingSet::Unknown => FirstPages::AsNeeded,
+                    WorkingSet::Known(file) => {
+                        fds.push(file.into());
+                        FirstPages::Prefetched
+                    }
+                    WorkingSet::Wanted => FirstPages::Recorded,
+                };
+                Ok((Order::Restore { spec, first_pages }, fds))
             }
         }
     }

@@ -47,9 +47,18 @@ pub struct Snapshot {
     pub state: File,
     pub memory: File,
     pub disk: File,
-    /// The pages that a guest touches first, if they were recorded.
-    pub working_set: Option<File>,
+    pub working_set: WorkingSet,
     pub disk_bytes: u64,
+}
+
+/// The pages that a guest touches first.
+#[derive(Debug)]
+pub enum WorkingSet {
+    Unknown,
+    /// They are read before the guest needs them.
+    Known(File),
+    /// They will be asked for with [`Worker::save_working_set`](super::Worker::save_working_set).
+    Wanted,
 }
 
 /// What a guest is launched for, and so how far it is led.

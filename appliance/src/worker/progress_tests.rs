@@ -1,5 +1,5 @@
 use super::*;
-use crate::worker::launch::Snapshot;
+use crate::worker::launch::{Snapshot, WorkingSet};
 use wire::{ContainerSpec, Stream};
 
 fn file() -> std::fs::File {
@@ -18,7 +18,7 @@ fn fork() -> Source {
         state: file(),
         memory: file(),
         disk: file(),
-        working_set: None,
+        working_set: WorkingSet::Unknown,
         disk_bytes: 1 << 30,
     };
     Source::Fork {

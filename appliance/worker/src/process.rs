@@ -23,12 +23,13 @@ use std::time::{Duration, Instant};
 
 use rustix::process::DumpableBehavior;
 use vmm::{
-    BlankMachine, BlockConfig, RestoreConfig, SnapshotFiles, Vm, VmConfig, VmExit, VmHandle,
+    BlankMachine, BlockConfig, FirstPages, RestoreConfig, SnapshotFiles, Vm, VmConfig, VmExit,
+    VmHandle,
 };
 
 use worker::exit::{Exit, Failure, chain};
 use worker::orders::server::{Desk, Heard};
-use worker::orders::{Answer, Order, files};
+use worker::orders::{self, Answer, Order, files};
 use worker::setup::first_message;
 use worker::spec::{MAX_REPORT_BYTES, WorkerFd, WorkerReport, WorkerSetup, WorkerSpec};
 use worker::{channel, privileges, telemetry};
@@ -103,17 +104,9 @@ impl Blank {
         self,
         spec: &WorkerSpec,
         files: [File; 5],
-        working_set: Option<File>,
+        first_pages: FirstPages,
     ) -> Result<(Vm, Steps), String> {
         let [state, memory, root, base, disk] = files;
-        // The limits of this process were set for the shape that was asked for.
-        let wanted = u64::from(spec.mem_mib) << 20;
-        let found = memory.metadata().map_err(|error| error.to_string())?.len();
-        if found != wanted {
-            return Err(format!(
-                "The snapshot has {found} bytes of memory, not {wanted}"
-            ));
-        }
         let (vm, steps) = Vm::restore(RestoreConfig {
             machine: self.machine,
             state,
@@ -121,7 +114,9 @@ impl Blank {
             blocks: vec![root_disk(root), writable_disk(disk, Some(base))],
             vsock: self.vsock,
             console: self.console,
-            working_set,
+            vcpus: spec.vcpus,
+            mem_mib: spec.mem_mib,
+            first_pages,
         })
         .map_err(|error| chain(&error))?;
         Ok((vm, steps.0))
@@ -186,10 +181,16 @@ fn start(blank: Blank, order: Order, mut fds: Vec<OwnedFd>) -> Result<(Vm, Steps
     let bad = |error| chain(&error);
     match order {
         Order::Boot { spec } => blank.boot(&spec, files(fds).map_err(bad)?),
-        Order::Restore { spec, prefetch } => {
-            let working_set = if prefetch { fds.pop() } else { None };
-            let files = files(fds).map_err(bad)?;
-            blank.restore(&spec, files, working_set.map(File::from))
+        Order::Restore { spec, first_pages } => {
+            let first_pages = match (first_pages, fds.len()) {
+                (orders::FirstPages::AsNeeded, _) => FirstPages::AsNeeded,
+                (orders::FirstPages::Recorded, _) => FirstPages::Recorded,
+                (orders::FirstPages::Prefetched, count) => {
+                    let [file] = files(fds.split_off(count.saturating_sub(1))).map_err(bad)?;
+                    FirstPages::Prefetched(file)
+                }
+            };
+            blank.restore(&spec, files(fds).map_err(bad)?, first_pages)
         }
         Order::Pause | Order::Resume | Order::Save | Order::SaveWorkingSet => {
             Err("There is no guest".to_owned())

@@ -10,6 +10,7 @@
 
 pub mod dump;
 pub mod layout;
+pub mod one_by_one;
 mod read;
 pub mod working_set;
 

@@ -6,9 +6,8 @@
 //!
 //! # Recording
 //! `/proc/<pid>/pagemap` tells of each page whether it is there and whether it is the process's own. A page of
-//! a private mapping is its own once it was written. Pages that are there and not its own were read, or lie
-//! next to one that was: the kernel maps 64 KiB around a page that it has in memory. These cost nothing to
-//! have, so they are not told apart.
+//! a private mapping is its own once it was written. Pages that are there and not its own were read. Without
+//! [`OneByOne`](super::one_by_one::OneByOne), some of them only lie next to one that was.
 //!
 //! # File
 //! A `snapshot::envelope` whose fields are the size of the memory in MiB, then zeros. The payload is
@@ -48,11 +47,25 @@ const PAGEMAP_ENTRY: usize = 8;
 const PAGEMAP_FILE: u64 = 1 << 61;
 const PAGEMAP_SWAPPED: u64 = 1 << 62;
 const PAGEMAP_PRESENT: u64 = 1 << 63;
+/// linux/magic.h
+const TMPFS_MAGIC: i64 = 0x0102_1994;
 /// Entries read at a time.
 const PAGEMAP_CHUNK: usize = 8192;
 
+/// Between runs that KVM is asked for in one call. A call costs about as much as two pages that it maps.
+const NEAR: u64 = 2 * PAGE;
+
 /// Places of the memory file that are tried to learn whether it is in memory.
 const COLD_SAMPLES: usize = 8;
+
+/// Who maps the pages that are only read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ReadPages {
+    Populate,
+    /// It will be asked to map all of the working set for the guest, and maps each page for the host on the way
+    /// (`hva_to_pfn`, virt/kvm/kvm_main.c). Pages that are written still have to be copied before: KVM only reads.
+    LeaveToKvm,
+}
 
 /// Pages that follow each other in the memory file and were used alike.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -149,8 +162,8 @@ impl WorkingSet {
     /// will be written get their copy now, the others are mapped. Linux before 5.14 cannot; then nothing happens.
     ///
     /// The guest may already run: populating is what its own accesses would do.
-    pub fn prefetch(&self, memory: &Memory) -> io::Result<()> {
-        let merged = self.merged();
+    pub fn prefetch(&self, memory: &Memory, read_pages: ReadPages) -> io::Result<()> {
+        let merged = self.merged(0);
         if is_cold(memory, &merged) {
             for range in &merged {
                 // A hint; if it is refused, populating reads the pages itself.
@@ -164,17 +177,23 @@ impl WorkingSet {
                 return Ok(());
             }
         }
-        for range in merged {
-            advise(memory, range, Advice::LinuxPopulateRead)?;
+        match read_pages {
+            ReadPages::LeaveToKvm => {}
+            ReadPages::Populate => {
+                for range in merged {
+                    advise(memory, range, Advice::LinuxPopulateRead)?;
+                }
+            }
         }
         Ok(())
     }
 
-    /// The pages by guest-physical address, for KVM_PRE_FAULT_MEMORY: in order, neighbours in one range.
+    /// The pages by guest-physical address, for KVM_PRE_FAULT_MEMORY: in order, and those that are near each other
+    /// in one range.
     pub fn guest_ranges(&self) -> Vec<Range<u64>> {
         let memory = layout::ram_ranges(u64::from(self.mem_mib) * MIB);
         let mut ranges = Vec::new();
-        for range in self.merged() {
+        for range in self.merged(NEAR) {
             for ram in &memory {
                 let within = intersection(&range, &(ram.file_offset..ram.file_offset + ram.size));
                 if let Some(part) = within {
@@ -184,6 +203,11 @@ impl WorkingSet {
             }
         }
         ranges
+    }
+
+    /// Bytes of the memory file, in order, and whether they were written.
+    pub fn ranges(&self) -> impl Iterator<Item = (Range<u64>, bool)> {
+        self.runs.iter().map(|run| (run.file_range(), run.written))
     }
 
     /// How many pages were written, and how many only read.
@@ -198,12 +222,12 @@ impl WorkingSet {
         })
     }
 
-    /// Bytes of the memory file, whatever was done to them: runs that touch become one.
-    fn merged(&self) -> Vec<Range<u64>> {
+    /// Bytes of the memory file, whatever was done to them: runs with no more than `gap` between them become one.
+    fn merged(&self, gap: u64) -> Vec<Range<u64>> {
         let mut merged: Vec<Range<u64>> = Vec::new();
         for range in self.runs.iter().map(Run::file_range) {
             match merged.last_mut() {
-                Some(last) if last.end == range.start => last.end = range.end,
+                Some(last) if range.start - last.end <= gap => last.end = range.end,
                 _ => merged.push(range),
             }
         }
@@ -253,6 +277,10 @@ fn is_cold(memory: &Memory, ranges: &[Range<u64>]) -> bool {
     let Some(file) = regions.next().and_then(|region| region.file_offset()) else {
         return false;
     };
+    // It has no disk, and older kernels do not answer the question below for it.
+    if rustix::fs::fstatfs(file.file()).is_ok_and(|stat| stat.f_type == TMPFS_MAGIC) {
+        return false;
+    }
     let step = ranges.len().div_ceil(COLD_SAMPLES).max(1);
     ranges.iter().step_by(step).any(|range| {
         let mut byte = [0];
@@ -297,6 +325,7 @@ mod tests {
 
     use super::*;
     use crate::memory::map_private;
+    use crate::memory::one_by_one::OneByOne;
 
     const PAGES_PER_MIB: u32 = 256;
 
@@ -361,6 +390,37 @@ mod tests {
     }
 
     #[test]
+    fn pages_mapped_one_by_one_are_exactly_those_touched_on_tmpfs_and_on_a_disk() {
+        for folder in ["/dev/shm", "/var/tmp"] {
+            let golden = tempfile::tempfile_in(folder).unwrap();
+            golden.set_len(2 * MIB).unwrap();
+            golden.write_all_at(&[1; 300 * 4096], 0).unwrap();
+            let memory = fork(&golden, 2);
+            let _kept = match OneByOne::keep(&memory) {
+                Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
+                    eprintln!("SKIPPED: this kernel cannot map pages one by one (Linux 6.7)");
+                    return;
+                }
+                kept => kept.unwrap(),
+            };
+            memory.read_obj::<u8>(GuestAddress(100 * PAGE)).unwrap();
+            memory.write_obj(2_u8, GuestAddress(120 * PAGE)).unwrap();
+            memory.read_obj::<u8>(GuestAddress(121 * PAGE)).unwrap();
+            memory.read_obj::<u8>(GuestAddress(400 * PAGE)).unwrap();
+            memory.read_obj::<u8>(GuestAddress(5 * PAGE)).unwrap();
+            memory.write_obj(1_u8, GuestAddress(5 * PAGE)).unwrap();
+            let expected = [
+                (5, 1, true),
+                (100, 1, false),
+                (120, 1, true),
+                (121, 1, false),
+                (400, 1, false),
+            ];
+            assert_eq!(recorded(&memory), set(2, &expected), "{folder}");
+        }
+    }
+
+    #[test]
     fn prefetched_fork_has_the_pages_of_the_recorded_one_and_their_content() {
         let golden = golden(2);
         let first = fork(&golden, 2);
@@ -370,7 +430,7 @@ mod tests {
         first.read_obj::<u8>(GuestAddress(64 * PAGE)).unwrap();
         let set = recorded(&first);
         let second = fork(&golden, 2);
-        set.prefetch(&second).unwrap();
+        set.prefetch(&second, ReadPages::Populate).unwrap();
         let prefetched = recorded(&second);
         assert_eq!(written_pages(&prefetched), [0, 7, 8, 300]);
         assert!(prefetched.pages().1 >= set.pages().1);
@@ -389,7 +449,7 @@ mod tests {
         rustix::fs::fadvise(&golden, 0, None, rustix::fs::Advice::DontNeed).unwrap();
         let memory = fork(&golden, 2);
         let set = set(2, &[(0, 3, true), (10, 100, false)]);
-        set.prefetch(&memory).unwrap();
+        set.prefetch(&memory, ReadPages::Populate).unwrap();
         assert_eq!(written_pages(&recorded(&memory)), [0, 1, 2]);
         let byte: u8 = memory.read_obj(GuestAddress(109 * PAGE)).unwrap();
         assert_eq!(byte, 109);
@@ -402,7 +462,7 @@ mod tests {
         let boundary = 3072 * PAGES_PER_MIB;
         let set = set(mem_mib, &[(boundary - 1, 3, true)]);
         let memory = fork(&golden, mem_mib);
-        set.prefetch(&memory).unwrap();
+        set.prefetch(&memory, ReadPages::Populate).unwrap();
         assert_eq!(recorded(&memory), set);
         assert_eq!(
             set.guest_ranges(),
@@ -414,13 +474,19 @@ mod tests {
     }
 
     #[test]
-    fn guest_ranges_join_neighbours_whatever_was_done_to_them() {
+    fn guest_ranges_join_what_is_near_whatever_was_done_to_it() {
         let set = set(
             2,
-            &[(1, 1, false), (2, 2, true), (4, 1, false), (9, 1, true)],
+            &[
+                (1, 1, false),
+                (2, 2, true),
+                (4, 1, false),
+                (7, 1, false),
+                (11, 1, true),
+            ],
         );
-        assert_eq!(set.guest_ranges(), [PAGE..5 * PAGE, 9 * PAGE..10 * PAGE]);
-        assert_eq!(set.pages(), (3, 2));
+        assert_eq!(set.guest_ranges(), [PAGE..8 * PAGE, 11 * PAGE..12 * PAGE]);
+        assert_eq!(set.pages(), (3, 3));
     }
 
     #[test]

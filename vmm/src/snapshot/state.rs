@@ -49,6 +49,34 @@ pub enum ShapeError {
     Disks { promised: u8, found: usize },
     #[error("The snapshot has {expected} disks, {given} were given")]
     Blocks { expected: u8, given: usize },
+    #[error(
+        "The snapshot is of a guest with {vcpus} vCPUs and {mem_mib} MiB of memory, \
+         {wanted_vcpus} vCPUs and {wanted_mem_mib} MiB were asked for"
+    )]
+    Guest {
+        vcpus: u8,
+        mem_mib: u32,
+        wanted_vcpus: u8,
+        wanted_mem_mib: u32,
+    },
+}
+
+/// Whether a snapshot is of the guest that its process has room for.
+pub fn check_guest(
+    header: &Header,
+    wanted_vcpus: u8,
+    wanted_mem_mib: u32,
+) -> Result<(), ShapeError> {
+    let Header { vcpus, mem_mib, .. } = *header;
+    if (vcpus, mem_mib) == (wanted_vcpus, wanted_mem_mib) {
+        return Ok(());
+    }
+    Err(ShapeError::Guest {
+        vcpus,
+        mem_mib,
+        wanted_vcpus,
+        wanted_mem_mib,
+    })
 }
 
 impl State {
@@ -98,5 +126,33 @@ impl State {
             lines.push(format!("virtio {slot}  {}", device.summary()));
         }
         lines
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn snapshot_of_another_guest_than_asked_for_is_told_by_both_shapes() {
+        let header = Header {
+            version: 1,
+            mem_mib: 128,
+            vcpus: 2,
+            disks: 0,
+            payload_bytes: 0,
+            payload_sum: [0; 32],
+        };
+        assert_eq!(check_guest(&header, 2, 128), Ok(()));
+        for (vcpus, mem_mib) in [(1, 128), (3, 128), (2, 127)] {
+            let text = check_guest(&header, vcpus, mem_mib)
+                .unwrap_err()
+                .to_string();
+            let wanted = format!("{vcpus} vCPUs and {mem_mib} MiB were asked for");
+            assert!(
+                text.contains("a guest with 2 vCPUs and 128 MiB") && text.contains(&wanted),
+                "{text}"
+            );
+        }
     }
 }

@@ -12,14 +12,13 @@ pub(crate) mod setup;
 pub mod state;
 mod tsc;
 
-use std::io;
 use std::sync::Arc;
 use std::sync::mpsc::{self, Sender};
 use std::thread::JoinHandle;
 
 use kvm_ioctls::VcpuFd;
 
-use crate::vm::{Machine, VmExit};
+use crate::vm::{IdleThread, Machine, VmExit};
 use run::{Command, Vcpu};
 
 pub(crate) use tsc::Tsc;
@@ -64,13 +63,18 @@ pub(crate) struct VcpuHandle {
 }
 
 impl VcpuHandle {
-    /// Starts a paused vCPU thread.
-    pub fn spawn(
+    pub fn thread_name(id: u8) -> String {
+        format!("vcpu{id}")
+    }
+
+    /// Runs a vCPU, paused, on `thread`.
+    pub fn start(
+        thread: IdleThread,
         id: u8,
         fd: VcpuFd,
         machine: Arc<Machine>,
         exits: Sender<VmExit>,
-    ) -> io::Result<Self> {
+    ) -> Self {
         let (commands, receiver) = mpsc::channel();
         let vcpu = Vcpu {
             id,
@@ -79,13 +83,10 @@ impl VcpuHandle {
             commands: receiver,
             exits,
         };
-        let thread = std::thread::Builder::new()
-            .name(format!("vcpu{id}"))
-            .spawn(move || vcpu.run())?;
-        Ok(Self {
+        Self {
             commands,
-            thread: Some(thread),
-        })
+            thread: Some(thread.start(move || vcpu.run())),
+        }
     }
 
     /// Whether there was a thread to take the command. One that has ended on its own takes none; its exit tells

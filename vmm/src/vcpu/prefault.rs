@@ -12,12 +12,14 @@ use vmm_sys_util::{errno, ioctl_iowr_nr};
 
 ioctl_iowr_nr!(KVM_PRE_FAULT_MEMORY, KVMIO, 0xd5, kvm_pre_fault_memory);
 
+/// Whether [`prefault`] does anything.
+pub fn can_prefault(vm: &VmFd) -> bool {
+    vm.check_extension_raw(KVM_CAP_PRE_FAULT_MEMORY.into()) > 0
+}
+
 /// Maps `ranges` of guest-physical memory as far as KVM can. All vCPUs share what one of them has mapped. It only
 /// saves time, so what cannot be mapped is left to the guest's own accesses.
-pub fn prefault(vm: &VmFd, fd: &VcpuFd, ranges: &[Range<u64>]) {
-    if vm.check_extension_raw(KVM_CAP_PRE_FAULT_MEMORY.into()) <= 0 {
-        return;
-    }
+pub fn prefault(fd: &VcpuFd, ranges: &[Range<u64>]) {
     for range in ranges {
         if let Err(error) = map(fd, range) {
             tracing::debug!(%error, start = range.start, "memory cannot be mapped ahead");

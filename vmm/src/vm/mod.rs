@@ -8,10 +8,12 @@
 //! | --- | --- |
 //! | [`start`] | boots a kernel |
 //! | [`restore`] | goes on where a saved microVM stopped |
+//! | `idle` | threads made ahead |
 //! | [`handle`] | stops, pauses and resumes from any thread |
 //! | [`save`] | writes a paused microVM to files |
 
 pub mod handle;
+mod idle;
 pub mod restore;
 pub mod save;
 pub mod start;
@@ -20,17 +22,21 @@ use std::fmt;
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, Sender};
 
+use kvm_ioctls::VcpuFd;
+
 pub use handle::VmHandle;
 pub use restore::{RestoreError, RestoreSteps};
 pub use save::{SaveError, SnapshotFiles};
 pub use start::StartError;
 
 use crate::devices::event_loop::EventLoop;
+use crate::machine::Threads;
 use crate::vcpu::VcpuHandle;
 use crate::wiring::DeviceThread;
 use handle::{Phase, Running};
 
 pub(crate) use crate::machine::Machine;
+pub(crate) use idle::IdleThread;
 
 /// How a microVM ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -99,25 +105,35 @@ pub struct Vm {
 }
 
 impl Vm {
-    /// Starts the threads of a complete machine, its vCPUs paused.
+    /// Starts a complete machine, its vCPUs paused.
     fn launch(
         machine: Machine,
-        vcpus: Vec<(u8, kvm_ioctls::VcpuFd)>,
+        vcpus: Vec<VcpuFd>,
+        threads: Threads,
         event_loop: EventLoop,
         restored: bool,
     ) -> Result<Self, ThreadError> {
-        let failed = |what| move |source| ThreadError { what, source };
         let machine = Arc::new(machine);
         let (exits, receiver) = mpsc::channel();
+        let Threads { first, devices } = threads;
+        let mut first = Some(first);
         let mut handles = Vec::new();
-        for (id, fd) in vcpus {
-            let handle = VcpuHandle::spawn(id, fd, Arc::clone(&machine), exits.clone());
-            handles.push(handle.map_err(failed("vCPU"))?);
+        for (id, fd) in (0..).zip(vcpus) {
+            let thread = match first.take() {
+                Some(thread) => thread,
+                None => IdleThread::spawn(VcpuHandle::thread_name(id)).map_err(|source| {
+                    ThreadError {
+                        what: "vCPU",
+                        source,
+                    }
+                })?,
+            };
+            let (machine, exits) = (Arc::clone(&machine), exits.clone());
+            handles.push(VcpuHandle::start(thread, id, fd, machine, exits));
         }
-        let devices = DeviceThread::spawn(event_loop, exits.clone()).map_err(failed("device"))?;
         let running = Running {
             vcpus: handles,
-            devices,
+            devices: DeviceThread::start(devices, event_loop, exits.clone()),
             machine,
             restored,
             phase: Phase::Paused,

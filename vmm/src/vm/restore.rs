@@ -10,25 +10,28 @@
 //!
 //! What a file can say that KVM would not refuse by itself is checked here and by the parts that take it over.
 
+use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use kvm_bindings::kvm_clock_data;
-use kvm_ioctls::VcpuFd;
+use kvm_ioctls::{VcpuFd, VmFd};
 
 use super::start::{GenerationError, install_kick, write_generation};
 use super::{Machine, ThreadError, Vm};
-use crate::config::{ConfigError, RestoreConfig};
+use crate::config::{ConfigError, FirstPages, RestoreConfig};
 use crate::devices::lock;
 use crate::devices::virtio::mmio::TransportError;
 use crate::devices::virtio::state::TransportSaved;
-use crate::machine::MachineError;
-use crate::memory::working_set::WorkingSet;
-use crate::memory::{self, MemoryError, layout};
+use crate::machine::{Assembled, MachineError};
+use crate::memory::one_by_one::OneByOne;
+use crate::memory::working_set::{ReadPages, WorkingSet};
+use crate::memory::{self, Memory, MemoryError, layout};
 use crate::snapshot::SnapshotError;
 use crate::snapshot::format;
-use crate::snapshot::state::{ShapeError, State};
-use crate::vcpu::prefault::prefault;
+use crate::snapshot::state::{ShapeError, State, check_guest};
+use crate::vcpu::prefault::{can_prefault, prefault};
 use crate::vcpu::{RegisterError, Tsc, cpuid};
 use crate::wiring::{self, Wired, WiringError};
 
@@ -67,8 +70,6 @@ pub enum RestoreError {
     Kvm { source: MachineError },
     #[error("Cannot make the CPUID table")]
     Cpuid { source: io::Error },
-    #[error("Cannot create vCPU {vcpu}")]
-    CreateVcpu { vcpu: u8, source: kvm_ioctls::Error },
     #[error("Cannot restore a vCPU")]
     Vcpu { source: RegisterError },
     #[error("The kernel gives no random bytes for the generation id")]
@@ -113,32 +114,33 @@ impl Vm {
             .map_err(|source| RestoreError::Config { source })?;
         install_kick().map_err(|source| RestoreError::Thread { source })?;
         let RestoreConfig {
-            machine: blank,
+            machine: mut blank,
             state,
             memory,
             blocks,
             vsock,
             console,
-            working_set,
+            vcpus,
+            mem_mib,
+            first_pages,
         } = config;
         let (header, mut state) =
             format::read::<State>(&state).map_err(|source| RestoreError::State { source })?;
-        state
-            .check(&header, blocks.len())
+        check_guest(&header, vcpus, mem_mib)
+            .and_then(|()| state.check(&header, blocks.len()))
             .map_err(|source| RestoreError::Shape { source })?;
         watch.done("state");
 
         let memory = memory::map_private(memory, header.mem_mib)
             .map_err(|source| RestoreError::Memory { source })?;
+        let recording = match first_pages {
+            FirstPages::Recorded => record(&memory),
+            FirstPages::AsNeeded | FirstPages::Prefetched(_) => None,
+        };
         watch.done("memory");
         let mut touched = Vec::new();
-        if let Some(file) = working_set {
-            let working_set = WorkingSet::read(&file, header.mem_mib)
-                .map_err(|source| RestoreError::WorkingSet { source })?;
-            working_set
-                .prefetch(&memory)
-                .map_err(|source| RestoreError::Prefetch { source })?;
-            touched = working_set.guest_ranges();
+        if let FirstPages::Prefetched(file) = first_pages {
+            touched = prefetch(&file, &memory, &blank.fd, header.mem_mib)?;
             watch.done("working set");
         }
 
@@ -148,19 +150,23 @@ impl Vm {
             console,
             serial: Some(&state.serial),
         };
-        let (wired, event_loop) = wiring::connect(&blank.fd, &memory, devices)
+        let (wired, event_loop) = wiring::connect(&mut blank, &memory, devices)
             .map_err(|source| RestoreError::Devices { source })?;
         restore_devices(&wired, std::mem::take(&mut state.virtio))?;
         watch.done("devices");
 
         let kvm = |source| RestoreError::Kvm { source };
-        let machine = Machine::assemble(blank, wired, memory).map_err(kvm)?;
-        let vcpus = create_vcpus(&machine, &state)?;
+        let Assembled {
+            mut machine,
+            vcpus,
+            threads,
+        } = Machine::assemble(blank, wired, memory, vcpus).map_err(kvm)?;
+        machine.recording = recording;
         watch.done("vcpus made");
         restore_vcpus(&machine, &vcpus, &state)?;
         watch.done("vcpus restored");
-        if let (Some((_, first)), false) = (vcpus.first(), touched.is_empty()) {
-            prefault(&machine.fd, first, &touched);
+        if let (Some(first), false) = (vcpus.first(), touched.is_empty()) {
+            prefault(first, &touched);
             watch.done("pages mapped");
         }
 
@@ -173,13 +179,44 @@ impl Vm {
         watch.done("interrupts");
 
         set_clock(&machine, state.clock_ns).map_err(kvm)?;
-        let vm = Self::launch(machine, vcpus, event_loop, true)
+        let vm = Self::launch(machine, vcpus, threads, event_loop, true)
             .map_err(|source| RestoreError::Thread { source })?;
         // A guest that ended already is one that was restored: `wait` tells.
         let _ = vm.handle().resume();
         watch.done("threads");
         Ok((vm, watch.steps))
     }
+}
+
+/// Has the kernel map what is touched and nothing else, if it can.
+fn record(memory: &Memory) -> Option<OneByOne> {
+    let kept = OneByOne::keep(memory);
+    if let Err(error) = &kept {
+        tracing::warn!(%error, "this kernel cannot map pages one by one: some that no fork needs will be recorded too");
+    }
+    kept.ok()
+}
+
+/// Makes the working set ready on the host's side. Gives what shall be mapped for the guest once it has a vCPU.
+fn prefetch(
+    file: &File,
+    memory: &Memory,
+    vm: &VmFd,
+    mem_mib: u32,
+) -> Result<Vec<Range<u64>>, RestoreError> {
+    let working_set =
+        WorkingSet::read(file, mem_mib).map_err(|source| RestoreError::WorkingSet { source })?;
+    let read_pages = match can_prefault(vm) {
+        true => ReadPages::LeaveToKvm,
+        false => ReadPages::Populate,
+    };
+    working_set
+        .prefetch(memory, read_pages)
+        .map_err(|source| RestoreError::Prefetch { source })?;
+    Ok(match read_pages {
+        ReadPages::LeaveToKvm => working_set.guest_ranges(),
+        ReadPages::Populate => Vec::new(),
+    })
 }
 
 /// Gives each device its state. The two lists are equally long, see [`State::check`].
@@ -194,22 +231,7 @@ fn restore_devices(wired: &Wired, saved: Vec<TransportSaved>) -> Result<(), Rest
     Ok(())
 }
 
-fn create_vcpus(machine: &Machine, state: &State) -> Result<Vec<(u8, VcpuFd)>, RestoreError> {
-    let create = |id: u8| {
-        machine
-            .fd
-            .create_vcpu(id.into())
-            .map(|fd| (id, fd))
-            .map_err(|source| RestoreError::CreateVcpu { vcpu: id, source })
-    };
-    (0..).zip(&state.vcpus).map(|(id, _)| create(id)).collect()
-}
-
-fn restore_vcpus(
-    machine: &Machine,
-    vcpus: &[(u8, VcpuFd)],
-    state: &State,
-) -> Result<(), RestoreError> {
+fn restore_vcpus(machine: &Machine, vcpus: &[VcpuFd], state: &State) -> Result<(), RestoreError> {
     let count = u8::try_from(vcpus.len()).expect("bounded in the state file");
     let table = |id| {
         let table = machine.processor.table(id, count);
@@ -219,7 +241,7 @@ fn restore_vcpus(
     if let Some(leaf) = cpuid::first_difference(&state.processor, table(0)?.as_slice()) {
         return Err(RestoreError::Processor { leaf });
     }
-    let Some((_, first)) = vcpus.first() else {
+    let Some(first) = vcpus.first() else {
         return Ok(());
     };
     let refused = |group| {
@@ -237,16 +259,16 @@ fn restore_vcpus(
         // near enough, and anything where the processor can scale.
         let scaled = vcpus
             .iter()
-            .try_for_each(|(_, fd)| fd.set_tsc_khz(state.tsc_khz));
+            .try_for_each(|fd| fd.set_tsc_khz(state.tsc_khz));
         scaled.map_err(|_| RestoreError::Frequency {
             saved: state.tsc_khz,
             here,
         })?;
     }
     let tsc = Tsc::starting_at(state.tsc, first).map_err(refused("GET_TSC"))?;
-    for ((id, fd), saved) in vcpus.iter().zip(&state.vcpus) {
+    for ((id, fd), saved) in (0..).zip(vcpus).zip(&state.vcpus) {
         saved
-            .restore(fd, *id, &table(*id)?, &tsc, &machine.registers)
+            .restore(fd, id, &table(id)?, &tsc, &machine.registers)
             .map_err(|source| RestoreError::Vcpu { source })?;
     }
     Ok(())
@@ -280,4 +302,31 @@ fn set_clock(machine: &Machine, clock_ns: u64) -> Result<(), MachineError> {
             what: "SET_CLOCK",
             source,
         })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::FileExt;
+
+    use vm_memory::{Bytes, GuestAddress};
+
+    use super::*;
+    use crate::memory::PAGE;
+
+    #[test]
+    fn memory_that_cannot_be_mapped_one_by_one_is_recorded_with_pages_too_many() {
+        let file = tempfile::tempfile().unwrap();
+        file.write_all_at(&[1; 1 << 20], 0).unwrap();
+        let memory = memory::map_private(file, 1).unwrap();
+        // Memory that somebody has registered is not registered twice.
+        let first = OneByOne::keep(&memory);
+        assert!(first.is_err() || record(&memory).is_none());
+        drop(first);
+        memory.read_obj::<u8>(GuestAddress(40 * PAGE)).unwrap();
+        memory.write_obj(1_u8, GuestAddress(90 * PAGE)).unwrap();
+        let pagemap = File::open("/proc/self/pagemap").unwrap();
+        let set = WorkingSet::record(&memory, &pagemap).unwrap();
+        let (written, read) = set.pages();
+        assert!(written == 1 && read >= 1, "{set:?}");
+    }
 }

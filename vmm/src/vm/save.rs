@@ -76,8 +76,12 @@ impl VmHandle {
             if !running.restored {
                 return Err(SaveError::Booted);
             }
-            WorkingSet::record(&running.machine.memory, pagemap)
-                .map_err(|source| SaveError::Pages { source })?
+            let working_set = WorkingSet::record(&running.machine.memory, pagemap)
+                .map_err(|source| SaveError::Pages { source })?;
+            let (written, read) = working_set.pages();
+            let exact = running.machine.recording.is_some();
+            tracing::info!(written, read, exact, "working set recorded");
+            working_set
                 .write(to)
                 .map_err(|source| SaveError::WorkingSet { source })
         })

@@ -3,13 +3,14 @@
 use std::fs::File;
 use std::io;
 
+use kvm_ioctls::VcpuFd;
 use rustix::rand::GetRandomFlags;
 use vm_memory::{Bytes, GuestAddress};
 
 use super::{Machine, ThreadError, Vm};
 use crate::boot::{acpi, cmdline, initrd, kernel, long_mode, params};
 use crate::config::{ConfigError, VmConfig};
-use crate::machine::MachineError;
+use crate::machine::{Assembled, MachineError};
 use crate::memory::{self, Memory, MemoryError, layout};
 use crate::vcpu::{RegisterError, kick, setup};
 use crate::wiring::{self, WiringError};
@@ -42,8 +43,6 @@ pub enum StartError {
     Devices { source: WiringError },
     #[error("Cannot make the CPUID table")]
     Cpuid { source: io::Error },
-    #[error("Cannot create vCPU {vcpu}")]
-    CreateVcpu { vcpu: u8, source: kvm_ioctls::Error },
     #[error("Cannot set up the vCPUs")]
     SetUpVcpu { source: RegisterError },
     #[error("Cannot run the guest")]
@@ -58,7 +57,7 @@ impl Vm {
             .map_err(|source| StartError::Config { source })?;
         install_kick().map_err(|source| StartError::Thread { source })?;
         let VmConfig {
-            machine: blank,
+            machine: mut blank,
             memory,
             mem_mib,
             vcpus,
@@ -80,7 +79,7 @@ impl Vm {
             console,
             serial: None,
         };
-        let (wired, event_loop) = wiring::connect(&blank.fd, &memory, devices)
+        let (wired, event_loop) = wiring::connect(&mut blank, &memory, devices)
             .map_err(|source| StartError::Devices { source })?;
         let entry = load(&memory, mem_mib, &kernel, &initramfs, &cmdline)?;
         let slots: Vec<_> = (0..wired.transports.len()).map(wiring::slot).collect();
@@ -92,10 +91,14 @@ impl Vm {
                 source,
             },
         })?;
-        let machine =
-            Machine::assemble(blank, wired, memory).map_err(|source| StartError::Kvm { source })?;
-        let vcpus = create_vcpus(&machine, vcpus, entry)?;
-        let vm = Self::launch(machine, vcpus, event_loop, false)
+        let Assembled {
+            machine,
+            vcpus,
+            threads,
+        } = Machine::assemble(blank, wired, memory, vcpus)
+            .map_err(|source| StartError::Kvm { source })?;
+        set_up_vcpus(&machine, &vcpus, entry)?;
+        let vm = Self::launch(machine, vcpus, threads, event_loop, false)
             .map_err(|source| StartError::Thread { source })?;
         // A guest that ended already is one that was started: `wait` tells.
         let _ = vm.handle().resume();
@@ -151,23 +154,14 @@ fn load(
     Ok(kernel.entry)
 }
 
-/// Creates and sets up all vCPUs before any thread exists, so that an error leaves nothing to take down.
-fn create_vcpus(
-    machine: &Machine,
-    count: u8,
-    entry: u64,
-) -> Result<Vec<(u8, kvm_ioctls::VcpuFd)>, StartError> {
-    let mut vcpus = Vec::new();
-    for id in 0..count {
-        let fd = machine
-            .fd
-            .create_vcpu(id.into())
-            .map_err(|source| StartError::CreateVcpu { vcpu: id, source })?;
+/// Sets up all vCPUs before any of them runs, so that an error leaves nothing to take down.
+fn set_up_vcpus(machine: &Machine, vcpus: &[VcpuFd], entry: u64) -> Result<(), StartError> {
+    let count = u8::try_from(vcpus.len()).expect("checked with the configuration");
+    for (id, fd) in (0..).zip(vcpus) {
         let cpuid = machine.processor.table(id, count);
         let cpuid = cpuid.map_err(|source| StartError::Cpuid { source })?;
-        setup::set_up(&fd, id, &cpuid, (id == 0).then_some(entry))
+        setup::set_up(fd, id, &cpuid, (id == 0).then_some(entry))
             .map_err(|source| StartError::SetUpVcpu { source })?;
-        vcpus.push((id, fd));
     }
-    Ok(vcpus)
+    Ok(())
 }

@@ -4,14 +4,15 @@ use std::fs::File;
 use std::io::{Read, Write};
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
 use std::sync::mpsc;
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
 use tempfile::TempDir;
 use vmm::{
-    BlankMachine, BlockConfig, RestoreConfig, RestoreError, RestoreSteps, SnapshotFiles, Vm,
-    VmConfig, VmExit, VmHandle,
+    BlankMachine, BlockConfig, FirstPages, RestoreConfig, RestoreError, RestoreSteps,
+    SnapshotFiles, Vm, VmConfig, VmExit, VmHandle,
 };
 
 /// Nothing here takes a second on hardware; on an emulated CPU it may take some.
@@ -185,6 +186,8 @@ pub struct Guest {
     pub console: Console,
     /// The guest's memory, of a restored guest that from which it started.
     pub memory: File,
+    vcpus: u8,
+    mem_mib: u32,
     dir: TempDir,
 }
 
@@ -192,12 +195,13 @@ impl Guest {
     pub fn start(kvm: File, spec: GuestSpec) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let (near, far) = UnixStream::pair().unwrap();
-        let memory = vmm::memory::create(spec.mem_mib).unwrap();
+        let GuestSpec { vcpus, mem_mib, .. } = spec;
+        let memory = vmm::memory::create(mem_mib).unwrap();
         let config = VmConfig {
             machine: BlankMachine::create(&kvm).unwrap(),
             memory: Some(memory.try_clone().unwrap()),
-            mem_mib: spec.mem_mib,
-            vcpus: spec.vcpus,
+            mem_mib,
+            vcpus,
             kernel: spec.kernel,
             initramfs: spec.initramfs,
             cmdline: spec.cmdline,
@@ -210,6 +214,8 @@ impl Guest {
             vm,
             console: Console::collect(far),
             memory,
+            vcpus,
+            mem_mib,
             dir,
         }
     }
@@ -257,13 +263,24 @@ impl Guest {
 /// A guest as files.
 pub struct Snapshot {
     pub files: SnapshotFiles,
+    /// Of the guest.
+    pub vcpus: u8,
+    pub mem_mib: u32,
+    /// Prefetched by copies from now on.
     pub working_set: Option<File>,
+    /// Copies are made to record one.
+    pub recorded: bool,
 }
 
 impl Snapshot {
     /// Pauses `guest` and saves it.
     pub fn of(guest: &Guest, disks: usize) -> Self {
-        let file = || tempfile::tempfile().unwrap();
+        Self::of_in(guest, disks, &std::env::temp_dir())
+    }
+
+    /// The same on the file system of `folder`.
+    pub fn of_in(guest: &Guest, disks: usize, folder: &Path) -> Self {
+        let file = || tempfile::tempfile_in(folder).unwrap();
         let files = SnapshotFiles {
             state: file(),
             memory: file(),
@@ -273,7 +290,10 @@ impl Snapshot {
         guest.vm().save(&files).unwrap();
         Self {
             files,
+            vcpus: guest.vcpus,
+            mem_mib: guest.mem_mib,
             working_set: None,
+            recorded: false,
         }
     }
 
@@ -297,15 +317,20 @@ impl Snapshot {
             blocks,
             vsock: UnixListener::bind(dir.path().join("vsock.sock")).unwrap(),
             console: File::from(std::os::fd::OwnedFd::from(near)),
-            working_set: self
-                .working_set
-                .as_ref()
-                .map(|file| file.try_clone().unwrap()),
+            vcpus: self.vcpus,
+            mem_mib: self.mem_mib,
+            first_pages: match &self.working_set {
+                Some(file) => FirstPages::Prefetched(file.try_clone().unwrap()),
+                None if self.recorded => FirstPages::Recorded,
+                None => FirstPages::AsNeeded,
+            },
         })?;
         let guest = Guest {
             vm,
             console: Console::collect(far),
             memory: self.files.memory.try_clone().unwrap(),
+            vcpus: self.vcpus,
+            mem_mib: self.mem_mib,
             dir,
         };
         Ok((guest, steps))

@@ -6,7 +6,7 @@ mod tests;
 
 #[cfg(test)]
 pub use ::worker::orders::server;
-pub use ::worker::orders::{Answer, BadOrder, Order};
+pub use ::worker::orders::{Answer, BadOrder, FirstPages, Order};
 pub use client::Orders;
 
 /// Why an order was not carried out.

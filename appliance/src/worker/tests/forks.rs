@@ -4,10 +4,17 @@ use std::fs::File;
 
 use super::*;
 use crate::warden::protocol::Usage;
-use crate::worker::launch::{SaveFiles, Snapshot};
+use crate::worker::launch::{SaveFiles, Snapshot, WorkingSet};
+use crate::worker::orders::FirstPages;
+
+const ALL: [FirstPages; 3] = [
+    FirstPages::AsNeeded,
+    FirstPages::Prefetched,
+    FirstPages::Recorded,
+];
 
 /// Files of a snapshot, opened as a golden's are.
-fn snapshot(working_set: bool) -> Snapshot {
+fn snapshot(first_pages: FirstPages) -> Snapshot {
     let folder = tempfile::tempdir().unwrap();
     let file = |name: &str| {
         let path = folder.path().join(name);
@@ -18,14 +25,18 @@ fn snapshot(working_set: bool) -> Snapshot {
         state: file("state"),
         memory: file("memory"),
         disk: file("disk"),
-        working_set: working_set.then(|| file("working-set")),
+        working_set: match first_pages {
+            FirstPages::AsNeeded => WorkingSet::Unknown,
+            FirstPages::Prefetched => WorkingSet::Known(file("working-set")),
+            FirstPages::Recorded => WorkingSet::Wanted,
+        },
         disk_bytes: DISK_BYTES,
     }
 }
 
-fn fork(working_set: bool) -> Source {
+fn fork(first_pages: FirstPages) -> Source {
     Source::Fork {
-        snapshot: snapshot(working_set),
+        snapshot: snapshot(first_pages),
         root_image: tempfile::tempfile().unwrap(),
     }
 }
@@ -41,12 +52,12 @@ fn ends(mut warden: FakeWarden, worker: FakeWorker, guest: UnixStream) {
 #[tokio::test]
 async fn fork_gets_the_snapshot_and_an_empty_disk_of_its_size() {
     let setting = Setting::new(|mut warden| {
-        for prefetch in [false, true] {
+        for first_pages in ALL {
             use std::os::unix::fs::MetadataExt as _;
             let mut worker = warden.spawn();
             let spec = warden.shape(&worker);
             let (order, fds) = worker.carry_out();
-            assert_eq!(order, Order::Restore { spec, prefetch });
+            assert_eq!(order, Order::Restore { spec, first_pages });
             let metadata = File::from(fds.into_iter().nth(4).unwrap())
                 .metadata()
                 .unwrap();
@@ -57,9 +68,9 @@ async fn fork_gets_the_snapshot_and_an_empty_disk_of_its_size() {
         }
         warden.stay();
     });
-    for working_set in [false, true] {
+    for first_pages in ALL {
         let (worker, _events) = setting
-            .launch_as(fork(working_set), Purpose::Trial)
+            .launch_as(fork(first_pages), Purpose::Trial)
             .await
             .unwrap();
         timeout(DEADLINE, worker.kill()).await.unwrap();
@@ -80,7 +91,7 @@ async fn snapshot_that_could_be_written_to_is_not_handed_to_a_worker() {
     let source = Source::Fork {
         snapshot: Snapshot {
             memory: tempfile::tempfile().unwrap(),
-            ..snapshot(false)
+            ..snapshot(FirstPages::AsNeeded)
         },
         root_image: tempfile::tempfile().unwrap(),
     };
@@ -108,7 +119,7 @@ async fn fork_of_a_frozen_container_is_renewed_and_not_started() {
         warden.stay();
     });
     let (worker, mut events) = setting
-        .launch_as(fork(true), session(ForkPoint::AfterReady))
+        .launch_as(fork(FirstPages::Prefetched), session(ForkPoint::AfterReady))
         .await
         .unwrap();
     assert_eq!(
@@ -137,7 +148,10 @@ async fn two_forks_get_different_identities_and_the_time_of_their_own() {
     let mut identities = Vec::new();
     for _ in 0..2 {
         let (_worker, mut events) = setting
-            .launch_as(fork(true), session(ForkPoint::BeforeStart))
+            .launch_as(
+                fork(FirstPages::Prefetched),
+                session(ForkPoint::BeforeStart),
+            )
             .await
             .unwrap();
         assert_eq!(names(&mut events, 2).await, ["booted", "renewed"]);
@@ -172,7 +186,10 @@ async fn guest_that_cannot_be_renewed_is_killed() {
         ends(warden, worker, guest);
     });
     let (_worker, mut events) = setting
-        .launch_as(fork(true), session(ForkPoint::BeforeStart))
+        .launch_as(
+            fork(FirstPages::Prefetched),
+            session(ForkPoint::BeforeStart),
+        )
         .await
         .unwrap();
     let message = start_failed(&mut events).await;
@@ -182,7 +199,7 @@ async fn guest_that_cannot_be_renewed_is_killed() {
 
 #[tokio::test]
 async fn guest_that_claims_to_be_ready_before_it_is_renewed_is_killed() {
-    for source in [boot(), fork(true)] {
+    for source in [boot(), fork(FirstPages::Prefetched)] {
         let setting = Setting::new(|mut warden| {
             let worker = warden.start();
             let mut guest = worker.control();
@@ -211,7 +228,10 @@ async fn guest_that_never_answers_its_identity_is_killed() {
         ends(warden, worker, guest);
     });
     let (_worker, mut events) = setting
-        .launch_as(fork(true), session(ForkPoint::BeforeStart))
+        .launch_as(
+            fork(FirstPages::Prefetched),
+            session(ForkPoint::BeforeStart),
+        )
         .await
         .unwrap();
     assert_eq!(names(&mut events, 1).await, ["booted"]);
@@ -320,7 +340,7 @@ async fn trial_is_renewed_and_hears_nothing_else() {
         ends(warden, worker, guest);
     });
     let (worker, mut events) = setting
-        .launch_as(fork(false), Purpose::Trial)
+        .launch_as(fork(FirstPages::Recorded), Purpose::Trial)
         .await
         .unwrap();
     assert_eq!(names(&mut events, 2).await, ["booted", "renewed"]);

@@ -44,8 +44,7 @@ pub enum Order {
     /// Run a guest from a snapshot.
     Restore {
         spec: WorkerSpec,
-        /// Whether a working set comes along, to be read before the guest needs it.
-        prefetch: bool,
+        first_pages: FirstPages,
     },
     Pause,
     Resume,
@@ -53,6 +52,18 @@ pub enum Order {
     Save,
     /// Write down which pages a paused guest has touched since it was restored.
     SaveWorkingSet,
+}
+
+/// What is done about the pages that a guest touches first after it was restored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum FirstPages {
+    /// Nothing.
+    AsNeeded,
+    /// A working set comes along, to be read before the guest needs it.
+    Prefetched,
+    /// [`Order::SaveWorkingSet`] will ask for them.
+    Recorded,
 }
 
 /// What came of it.
@@ -125,12 +136,12 @@ impl Order {
         use OrderFd::*;
         match self {
             Self::Boot { .. } => &[Kernel, Initramfs, RootImage, Scratch],
-            Self::Restore {
-                prefetch: false, ..
-            } => &[State, Memory, RootImage, BaseDisk, Disk],
-            Self::Restore { prefetch: true, .. } => {
-                &[State, Memory, RootImage, BaseDisk, Disk, WorkingSet]
-            }
+            Self::Restore { first_pages, .. } => match first_pages {
+                FirstPages::AsNeeded | FirstPages::Recorded => {
+                    &[State, Memory, RootImage, BaseDisk, Disk]
+                }
+                FirstPages::Prefetched => &[State, Memory, RootImage, BaseDisk, Disk, WorkingSet],
+            },
             Self::Pause | Self::Resume => &[],
             Self::Save => &[SavedState, SavedMemory, SavedDisk],
             Self::SaveWorkingSet => &[SavedWorkingSet],

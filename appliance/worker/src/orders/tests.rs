@@ -13,22 +13,24 @@ const SPEC: WorkerSpec = WorkerSpec {
     mem_mib: 128,
 };
 
-fn all() -> [Order; 7] {
+fn all() -> [Order; 8] {
     [
         Order::Boot { spec: SPEC },
-        Order::Restore {
-            spec: SPEC,
-            prefetch: false,
-        },
-        Order::Restore {
-            spec: SPEC,
-            prefetch: true,
-        },
+        restore(FirstPages::AsNeeded),
+        restore(FirstPages::Prefetched),
+        restore(FirstPages::Recorded),
         Order::Pause,
         Order::Resume,
         Order::Save,
         Order::SaveWorkingSet,
     ]
+}
+
+fn restore(first_pages: FirstPages) -> Order {
+    Order::Restore {
+        spec: SPEC,
+        first_pages,
+    }
 }
 
 /// Descriptors as they should be, those of shared files read-only.
@@ -77,10 +79,7 @@ fn order_with_its_own_descriptors_is_good_and_with_more_or_fewer_it_is_not() {
 #[test]
 fn snapshot_that_can_be_written_to_is_not_handed_out() {
     let folder = tempfile::tempdir().unwrap();
-    let order = Order::Restore {
-        spec: SPEC,
-        prefetch: true,
-    };
+    let order = restore(FirstPages::Prefetched);
     for (place, role) in order.roles().iter().enumerate() {
         let mut fds = descriptors(&order, folder.path());
         fds[place] = tempfile::tempfile().unwrap().into();

@@ -35,7 +35,6 @@ use virtio_bindings::virtio_config::{
 };
 use virtio_bindings::virtio_mmio::*;
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
-use vmm_sys_util::eventfd::EventFd;
 
 use super::queue::{RingError, VirtQueue};
 use super::runner::Runner;
@@ -45,6 +44,7 @@ use crate::devices::bus::BusDevice;
 use crate::devices::event_loop::EventLoop;
 use crate::devices::limited::LogBudget;
 use crate::devices::lock;
+use crate::lines::TransportLines;
 use crate::memory::Memory;
 
 pub use saved::TransportError;
@@ -75,25 +75,20 @@ pub struct MmioTransport {
 }
 
 impl MmioTransport {
-    /// `irq` is written for every interrupt; the caller registers it as an irqfd.
-    pub fn new(device: Box<dyn VirtioDevice>, memory: Memory, irq: EventFd) -> io::Result<Self> {
-        Ok(Self {
+    /// `lines` has a doorbell for each queue of the device.
+    pub(crate) fn new(
+        device: Box<dyn VirtioDevice>,
+        memory: Memory,
+        lines: TransportLines,
+    ) -> Self {
+        Self {
             name: device.name(),
             device_type: device.device_type(),
             offered: device.features() | COMMON_FEATURES,
             state: TransportState::new(device.queue_max_sizes()),
-            runner: Arc::new(Runner::new(device, memory, irq)?),
+            runner: Arc::new(Runner::new(device, memory, lines)),
             log: LogBudget::new(),
-        })
-    }
-
-    /// For each queue its number and what an ioeventfd at [`DOORBELL_OFFSET`] with that number as
-    /// data has to signal.
-    pub fn doorbells(&self) -> io::Result<Vec<(u32, EventFd)>> {
-        (0..)
-            .zip(self.runner.doorbells())
-            .map(|(queue, event)| Ok((queue, event.try_clone()?)))
-            .collect()
+        }
     }
 
     /// Puts the device's queue work on the event loop.
@@ -677,18 +672,11 @@ mod tests {
         machine.negotiate(EVENT_IDX);
         machine.set_up_queues();
         let (memory, mut queues, irq) = (machine.memory, machine.queues, machine.irq);
+        let doorbells = machine.doorbells;
         let transport = Arc::new(Mutex::new(machine.transport));
         let mut event_loop = EventLoop::new().unwrap();
         let gate = event_loop.gate();
         MmioTransport::attach(&transport, &mut event_loop).unwrap();
-        let doorbells = lock(&transport).doorbells().unwrap();
-        assert_eq!(
-            doorbells
-                .iter()
-                .map(|(queue, _)| *queue)
-                .collect::<Vec<_>>(),
-            [0, 1]
-        );
         let thread = std::thread::spawn(move || event_loop.run());
 
         // Filled before DRIVER_OK: no doorbell is needed.
@@ -698,7 +686,7 @@ mod tests {
         assert_eq!(queues[0].used().len(), 1);
 
         queues[1].add(&[(DATA, 4, true)]);
-        doorbells[1].1.write(1).unwrap();
+        doorbells[1].write(1).unwrap();
         wait_for(&irq);
         assert_eq!(queues[1].used().len(), 1);
 
@@ -708,7 +696,7 @@ mod tests {
     }
 
     /// Waits for an interrupt, with a deadline that only a broken loop reaches.
-    fn wait_for(irq: &EventFd) {
+    fn wait_for(irq: &vmm_sys_util::eventfd::EventFd) {
         use std::os::fd::AsRawFd;
         let mut poll = [libc::pollfd {
             fd: irq.as_raw_fd(),

@@ -94,6 +94,12 @@ pub trait VirtioDevice: Send {
     fn restore(&mut self, state: DeviceState) -> Option<()> {
         (state == DeviceState::Nothing).then_some(())
     }
+    /// Tells a restored guest what it has to know before anything else, without waiting for the event loop. Called
+    /// after `activate`, before the guest goes on.
+    fn welcome(&mut self, rings: &mut Rings<'_>) -> Result<(), RingError> {
+        let _ = rings;
+        Ok(())
+    }
     /// The disk in this device, if it is one that the guest writes to.
     fn writable_disk(&self) -> Option<&Block> {
         None

@@ -21,6 +21,7 @@ use super::{Rings, VirtioDevice, Work};
 use crate::devices::event_loop::{Handler, Ready, Watcher};
 use crate::devices::limited::LogBudget;
 use crate::devices::lock;
+use crate::lines::TransportLines;
 use crate::memory::Memory;
 
 /// Tokens below this are queue numbers; a device's own tokens count from here.
@@ -52,32 +53,23 @@ impl Core {
 }
 
 impl Runner {
-    pub fn new(device: Box<dyn VirtioDevice>, memory: Memory, irq: EventFd) -> io::Result<Self> {
-        let doorbells = device
-            .queue_max_sizes()
-            .iter()
-            .map(|_| EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC))
-            .collect::<io::Result<_>>()?;
-        Ok(Self {
+    pub fn new(device: Box<dyn VirtioDevice>, memory: Memory, lines: TransportLines) -> Self {
+        Self {
             core: Mutex::new(Core {
                 device,
                 queues: None,
                 log: LogBudget::new(),
             }),
             memory,
-            irq,
+            irq: lines.irq,
             interrupt_status: AtomicU32::new(0),
             needs_reset: AtomicBool::new(false),
-            doorbells,
-        })
+            doorbells: lines.doorbells,
+        }
     }
 
     pub fn memory(&self) -> &Memory {
         &self.memory
-    }
-
-    pub fn doorbells(&self) -> &[EventFd] {
-        &self.doorbells
     }
 
     pub fn interrupt_status(&self) -> u32 {
@@ -132,8 +124,8 @@ impl Runner {
         )
     }
 
-    /// Makes a new device what a saved one was. Nothing of it is on the event loop yet, and the guest is not told
-    /// of anything: see [`Runner::interrupt_status`].
+    /// Makes a new device what a saved one was. Nothing of it is on the event loop yet. Interrupts that are due are
+    /// not on their way yet: see [`Runner::interrupt_status`].
     pub fn restore(
         &self,
         device: DeviceState,
@@ -149,7 +141,27 @@ impl Runner {
         self.interrupt_status
             .store(interrupt_status, Ordering::SeqCst);
         self.needs_reset.store(needs_reset, Ordering::SeqCst);
+        self.welcome();
         Some(())
+    }
+
+    /// Lets the device tell a restored guest what it has to know first.
+    fn welcome(&self) {
+        let mut guard = lock(&self.core);
+        let core = &mut *guard;
+        let told = match rings(&self.memory, &mut core.queues) {
+            Some(mut rings) => core.device.welcome(&mut rings),
+            None => return,
+        };
+        match told.and_then(|()| self.interrupt_due(core)) {
+            // Whoever restores raises it, when the interrupt controllers are there to take it.
+            Ok(true) => {
+                self.interrupt_status
+                    .fetch_or(VIRTIO_MMIO_INT_VRING, Ordering::SeqCst);
+            }
+            Ok(false) => {}
+            Err(error) => self.fail_locked(core, error),
+        }
     }
 
     /// Calls `with` if this is a disk that the guest writes to. The event loop is parked.

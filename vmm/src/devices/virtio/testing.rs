@@ -21,6 +21,7 @@ use super::mmio::MmioTransport;
 use super::queue::VirtQueue;
 use super::state::QueueRegisters;
 use crate::devices::bus::BusDevice;
+use crate::lines::TransportLines;
 use crate::memory::Memory;
 
 pub const NEXT: u16 = VRING_DESC_F_NEXT as u16;
@@ -169,6 +170,17 @@ pub struct Machine {
     pub transport: MmioTransport,
     pub queues: Vec<DriverQueue>,
     pub irq: EventFd,
+    pub doorbells: Vec<EventFd>,
+}
+
+/// A doorbell for each queue of `device`, and copies of them.
+pub fn lines(device: &dyn VirtioDevice, irq: &EventFd) -> (TransportLines, Vec<EventFd>) {
+    let event = |_| EventFd::new(libc::EFD_NONBLOCK).unwrap();
+    let doorbells: Vec<EventFd> = (0..device.queue_max_sizes().len()).map(event).collect();
+    let copies = doorbells.iter().map(|event| event.try_clone().unwrap());
+    let copies = copies.collect();
+    let irq = irq.try_clone().unwrap();
+    (TransportLines { irq, doorbells }, copies)
 }
 
 impl Machine {
@@ -180,13 +192,14 @@ impl Machine {
             .zip(sizes)
             .map(|(index, &size)| DriverQueue::new(&memory, index, size))
             .collect();
-        let transport =
-            MmioTransport::new(device, memory.clone(), irq.try_clone().unwrap()).unwrap();
+        let (lines, doorbells) = lines(&*device, &irq);
+        let transport = MmioTransport::new(device, memory.clone(), lines);
         Self {
             memory,
             transport,
             queues,
             irq,
+            doorbells,
         }
     }
 

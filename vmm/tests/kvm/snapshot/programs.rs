@@ -4,9 +4,11 @@
 //! shows its progress on the serial port or in memory.
 
 use std::fs::File;
+use std::os::unix::fs::FileExt;
 
 use crate::support::{Guest, GuestSpec, Snapshot, kvm};
 use vmm::VmExit;
+use vmm::memory::working_set::WorkingSet;
 
 /// Where the programs count.
 const COUNTER: u64 = 0x18_0000;
@@ -22,6 +24,13 @@ const COUNT: &[u8] = b"\x48\xff\xc1\x48\xff\x04\x25\x00\x00\x18\x00\
 const SAY_LINE: &[u8] = b"\xb0\x0a\xee";
 /// `mov dword [0xb008], 0xd0000083`: the second 2 MiB show the first virtio transport.
 const MAP_VIRTIO: &[u8] = b"\xc7\x04\x25\x08\xb0\x00\x00\x83\x00\x00\xd0";
+
+/// `mov al, [READ]; mov byte [COUNTER], 1`
+const READ_AND_WRITE: &[u8] = b"\x8a\x04\x25\x00\x00\x14\x00\xc6\x04\x25\x00\x00\x18\x00\x01";
+const READ: u64 = 0x14_0000;
+/// Where the code of a program is.
+const CODE: u64 = 0x10_0000;
+const PAGE: u64 = 4096;
 
 fn spec(code: &[u8]) -> GuestSpec {
     GuestSpec {
@@ -222,4 +231,38 @@ fn snapshot_is_not_changed_by_the_guests_that_start_from_it() {
         assert_eq!(guest.stop().exit, VmExit::Stopped);
     }
     assert_eq!(count(&snapshot), before);
+}
+
+/// The same where the kernel fills pages itself and where it asks a file system for them.
+#[test]
+fn working_set_of_a_guest_is_what_it_read_and_what_it_wrote_and_nothing_beside() {
+    let Some(kvm) = kvm() else { return };
+    for folder in [std::env::temp_dir(), std::env::current_dir().unwrap()] {
+        let code = endless(&[TO_SERIAL], &[READ_AND_WRITE, SAY_LINE]);
+        let original = Guest::start(kvm.try_clone().unwrap(), spec(&code));
+        original.console.wait_for("\n\n");
+        let mut golden = Snapshot::of_in(&original, 0, &folder);
+        assert_eq!(original.stop().exit, VmExit::Stopped);
+        // The kernel has all of the file in memory, so it could map any page of it.
+        let whole = [7; 128 * 4096];
+        golden
+            .files
+            .memory
+            .write_all_at(&whole, CODE + PAGE)
+            .unwrap();
+        golden.recorded = true;
+        let fork = golden.restore(&kvm);
+        fork.console.wait_for("\n\n");
+        fork.vm().pause().unwrap();
+        let recorded = tempfile::tempfile().unwrap();
+        let pagemap = File::open("/proc/self/pagemap").unwrap();
+        fork.vm().save_working_set(&pagemap, &recorded).unwrap();
+        assert_eq!(fork.stop().exit, VmExit::Stopped);
+        let set = WorkingSet::read(&recorded, 48).unwrap();
+        // Below are page tables, which the processor may write to, and the generation id.
+        let above: Vec<_> = set.ranges().filter(|(range, _)| range.end > CODE).collect();
+        let expected = [(CODE, false), (READ, false), (COUNTER, true)];
+        let expected = expected.map(|(start, written)| (start..start + PAGE, written));
+        assert_eq!(above, expected, "in {}", folder.display());
+    }
 }

@@ -44,7 +44,7 @@ fn refusal(snapshot: &Snapshot, kvm: &File, blocks: Vec<BlockConfig>) -> String 
 fn snapshot_of_another_shape_is_refused_by_name() {
     let Some(kvm) = kvm() else { return };
     let original = guest(&kvm, vec![disk(MIB, true), disk(2 * MIB, false)]);
-    let snapshot = Snapshot::of(&original, 1);
+    let mut snapshot = Snapshot::of(&original, 1);
     assert_eq!(original.stop().exit, VmExit::Stopped);
     let cases = [
         (vec![], "2 disks, 0 were given"),
@@ -68,6 +68,14 @@ fn snapshot_of_another_shape_is_refused_by_name() {
     for (blocks, expected) in cases {
         let said = refusal(&snapshot, &kvm, blocks);
         assert!(said.contains(expected), "{said}");
+    }
+    for (vcpus, mem_mib) in [(2, 48), (1, 49)] {
+        let own = (snapshot.vcpus, snapshot.mem_mib);
+        (snapshot.vcpus, snapshot.mem_mib) = (vcpus, mem_mib);
+        let said = refusal(&snapshot, &kvm, vec![disk(MIB, true), disk(2 * MIB, false)]);
+        let expected = format!("{vcpus} vCPUs and {mem_mib} MiB were asked for");
+        assert!(said.contains(&expected), "{said}");
+        (snapshot.vcpus, snapshot.mem_mib) = own;
     }
     // And with what it was made of, it goes on.
     let (restored, steps) = snapshot

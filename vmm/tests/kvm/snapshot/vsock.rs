@@ -89,6 +89,7 @@ fn copy_whose_working_set_is_prefetched_answers_and_has_spent_time_on_it() {
     original.console.wait_for("guest says: listening");
     let mut golden = Snapshot::of(&original, 0);
     assert_eq!(original.stop().exit, VmExit::Stopped);
+    golden.recorded = true;
     let first = golden.restore(&kvm);
     Echo::connect(&first).assert_answers("recorded");
     first.vm().pause().unwrap();

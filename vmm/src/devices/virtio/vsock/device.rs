@@ -282,6 +282,10 @@ impl VirtioDevice for Vsock {
         }
     }
 
+    fn welcome(&mut self, rings: &mut Rings<'_>) -> Result<(), RingError> {
+        self.tell(rings)
+    }
+
     fn queue_ready(&mut self, queue: usize, rings: &mut Rings<'_>) -> Result<Work, RingError> {
         let sent = if queue == TX {
             self.transmit(rings)?

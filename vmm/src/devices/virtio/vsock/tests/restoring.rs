@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::devices::virtio::mmio::MmioTransport;
+use crate::devices::virtio::testing::lines;
 
 const EVENT: usize = 2;
 const EVENT_AREA: u64 = TX_AREA + 0x1_0000;
@@ -13,8 +14,8 @@ impl Guest {
         let directory = tempfile::tempdir().unwrap();
         let listener = UnixListener::bind(directory.path().join("vsock.sock")).unwrap();
         let device = Box::new(Vsock::new(CID, listener).unwrap());
-        let irq = self.machine.irq.try_clone().unwrap();
-        let mut transport = MmioTransport::new(device, self.machine.memory.clone(), irq).unwrap();
+        let (lines, _) = lines(&*device, &self.machine.irq);
+        let mut transport = MmioTransport::new(device, self.machine.memory.clone(), lines);
         let mut event_loop = EventLoop::new().unwrap();
         transport.attach_alone(&mut event_loop);
         transport.restore(saved).unwrap();
@@ -56,7 +57,7 @@ fn with_event_buffers(count: usize) -> Guest {
 fn restored_guest_is_told_at_once_and_gets_no_packet_before_it_answers() {
     for buffers in [1, 8] {
         let mut guest = with_event_buffers(buffers).restored();
-        assert!(guest.machine.interrupts() > 0);
+        assert!(guest.machine.transport.interrupt_pending());
         assert!(guest.heard_of_reset());
         // A new client, and a reset for a connection that the guest thinks it has.
         let _client = guest.client("CONNECT 1025\n");

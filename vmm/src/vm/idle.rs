@@ -1,0 +1,64 @@
+//! Threads that wait for their work.
+//!
+//! A new thread is a stack, an alternate stack for signals and some twenty system calls, which every microVM needs
+//! at the moment when somebody waits for it. Made ahead, it costs one wake-up.
+
+use std::io;
+use std::sync::mpsc::{self, Sender};
+use std::thread::JoinHandle;
+
+type Work = Box<dyn FnOnce() + Send>;
+
+/// A thread with a name and nothing to do. Dropped, it ends.
+pub(crate) struct IdleThread {
+    work: Sender<Work>,
+    thread: JoinHandle<()>,
+}
+
+impl IdleThread {
+    pub fn spawn(name: String) -> io::Result<Self> {
+        let (work, receiver) = mpsc::channel::<Work>();
+        let thread = std::thread::Builder::new().name(name).spawn(move || {
+            if let Ok(work) = receiver.recv() {
+                drop(receiver);
+                work();
+            }
+        })?;
+        Ok(Self { work, thread })
+    }
+
+    /// Does `work` and ends.
+    pub fn start(self, work: impl FnOnce() + Send + 'static) -> JoinHandle<()> {
+        let Self {
+            work: sender,
+            thread,
+        } = self;
+        // The thread receives until it has work, and cannot have ended before.
+        let _ = sender.send(Box::new(work));
+        thread
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn thread_does_its_work_under_its_name_and_ends() {
+        let thread = IdleThread::spawn("patient".to_owned()).unwrap();
+        let (done, name) = mpsc::channel();
+        let handle = thread.start(move || {
+            let name = std::thread::current().name().map(str::to_owned);
+            done.send(name).unwrap();
+        });
+        handle.join().unwrap();
+        assert_eq!(name.recv().unwrap().as_deref(), Some("patient"));
+    }
+
+    #[test]
+    fn thread_that_gets_no_work_ends() {
+        let IdleThread { work, thread } = IdleThread::spawn("idle".to_owned()).unwrap();
+        drop(work);
+        thread.join().unwrap();
+    }
+}
