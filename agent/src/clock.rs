@@ -25,10 +25,16 @@ const BEHIND_WORD: Duration = Duration::from_secs(1);
 const AHEAD_OF_WORD: Duration = Duration::from_secs(10);
 const NANOSECONDS_PER_SECOND: i128 = 1_000_000_000;
 
+/// Where the host's clock can be seen, if it can. Opened ahead, since it would be opened anew in each fork.
+pub fn open_host_clock() -> Option<File> {
+    File::open(HOST_CLOCK).ok()
+}
+
 /// Sets the clock to the host's time, unless it is right already. `word_ns` is what the host says
 /// it is, in nanoseconds since the Unix epoch.
-pub fn follow_host(word_ns: u64) -> io::Result<()> {
-    let host = host_clock().and_then(|host| host_time(i128::from(word_ns), host));
+pub fn follow_host(device: Option<&File>, word_ns: u64) -> io::Result<()> {
+    let host = device.and_then(host_clock);
+    let host = host.and_then(|host| host_time(i128::from(word_ns), host));
     let (time, tolerance) = match host {
         Some(host) => (host, TOLERANCE),
         None => (i128::from(word_ns), TOLERANCE_OF_WORD),
@@ -41,9 +47,8 @@ pub fn follow_host(word_ns: u64) -> io::Result<()> {
     Ok(rustix::time::clock_settime(ClockId::Realtime, time)?)
 }
 
-/// The host's wall clock, where there is a way to see it.
-fn host_clock() -> Option<i128> {
-    let device = File::open(HOST_CLOCK).ok()?;
+/// The host's wall clock, where it can be seen.
+fn host_clock(device: &File) -> Option<i128> {
     let time = rustix::time::clock_gettime_dynamic(DynamicClockId::Dynamic(device.as_fd())).ok()?;
     Some(nanoseconds(time))
 }

@@ -16,6 +16,7 @@ use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
+use rustix::buffer::spare_capacity;
 use rustix::io::Errno;
 use rustix::net::{Shutdown, sockopt};
 use wire::{GuestMessage, HostMessage, frame};
@@ -28,7 +29,7 @@ const QUEUE_BYTES: usize = 256 << 10;
 /// Frames that go out in one call.
 const FRAMES_PER_WRITE: usize = 64;
 /// Bytes taken in by one read.
-const READ_BYTES: usize = 16 << 10;
+const READ_BYTES: usize = 4 << 10;
 /// A connect that the host refuses is tried again after this, doubled each time.
 const FIRST_RETRY: Duration = Duration::from_millis(1);
 const LONGEST_RETRY: Duration = Duration::from_secs(2);
@@ -269,9 +270,11 @@ impl Control {
             if !*readable {
                 return None;
             }
-            let mut chunk = [0; READ_BYTES];
-            match rustix::io::retry_on_intr(|| rustix::io::read(&*stream, &mut chunk)) {
-                Ok(n) if n > 0 => self.inbox.extend_from_slice(&chunk[..n]),
+            // Into the same memory again and again: what a fork writes to is its own from then on.
+            self.inbox.reserve(READ_BYTES);
+            match rustix::io::read(&*stream, spare_capacity(&mut self.inbox)) {
+                Ok(n) if n > 0 => {}
+                Err(Errno::INTR) => {}
                 Err(Errno::AGAIN) => *readable = false,
                 Ok(_) | Err(_) => self.lose(now),
             }
@@ -294,7 +297,7 @@ impl Control {
     /// Drops the stream; another one is opened at once.
     fn lose(&mut self, now: Instant) {
         self.link = Link::Down(Some(now));
-        self.inbox = Vec::new();
+        self.inbox.clear();
         self.sent_of_first = 0;
         self.outbox.retain(|queued| queued.kind != Kind::Greeting);
         self.outbox_bytes = self.outbox.iter().map(|queued| queued.frame.len()).sum();

@@ -5,12 +5,14 @@
 //! the way, the guest is of no use any more and refuses everything but to stop. The order: random numbers
 //! first, because others may be drawn from them; the container last.
 
+use std::fs::File;
+
 use wire::Identity;
 
 use crate::attempt::{Attempt, SetupError, chain};
 use crate::clock;
 use crate::container::Container;
-use crate::guest::random;
+use crate::guest::{random, settle};
 
 /// The longest name that the kernel takes (`__NEW_UTS_LEN`).
 const MAX_HOSTNAME_BYTES: usize = 64;
@@ -51,20 +53,37 @@ enum State {
 /// The guest's identity, and what may be done with it.
 pub struct Renewal {
     state: State,
-    /// Random numbers and clock are ours to set.
-    owns_machine: bool,
+    /// Random numbers and clock, if they are ours to set.
+    machine: Option<Machine>,
+}
+
+struct Machine {
+    random: File,
+    host_clock: Option<File>,
 }
 
 impl Renewal {
     pub fn new() -> Self {
         Self {
             state: State::Due,
-            owns_machine: false,
+            machine: None,
         }
     }
 
-    pub fn own_the_machine(&mut self) {
-        self.owns_machine = true;
+    pub fn own_the_machine(&mut self) -> Result<(), SetupError> {
+        self.machine = Some(Machine {
+            random: random::open()?,
+            host_clock: clock::open_host_clock(),
+        });
+        Ok(())
+    }
+
+    /// Makes the machine, if it is ours, stand still for a snapshot.
+    pub fn settle(&self) -> Result<(), SetupError> {
+        match self.machine {
+            Some(_) => settle::settle(),
+            None => Ok(()),
+        }
     }
 
     /// Another control stream: there may be a snapshot between it and the one before.
@@ -92,7 +111,7 @@ impl Renewal {
         if let State::Failed(message) = &self.state {
             return Err(message.clone());
         }
-        match apply(identity, self.owns_machine, container) {
+        match apply(identity, self.machine.as_ref(), container) {
             Ok(()) => {
                 self.state = State::Done {
                     hostname: identity.hostname.clone(),
@@ -110,7 +129,7 @@ impl Renewal {
 
 fn apply(
     identity: &Identity,
-    owns_machine: bool,
+    machine: Option<&Machine>,
     container: &mut Result<Container, String>,
 ) -> Result<(), RenewError> {
     let seed = check(identity)?;
@@ -121,9 +140,10 @@ fn apply(
         },
         Err(message) => return Err(RenewError::NoContainer(message.clone())),
     };
-    if owns_machine {
-        random::reseed(seed)?;
-        clock::follow_host(identity.unix_time_ns).attempt(|| "set the clock".into())?;
+    if let Some(machine) = machine {
+        random::reseed(&machine.random, seed)?;
+        clock::follow_host(machine.host_clock.as_ref(), identity.unix_time_ns)
+            .attempt(|| "set the clock".into())?;
     }
     container.set_identity(identity)?;
     Ok(container.thaw()?)

@@ -141,8 +141,8 @@ impl Supervisor {
     }
 
     /// Lets `Renew` set the clock and the random numbers of the machine.
-    pub fn own_the_machine(&mut self) {
-        self.renewal.own_the_machine();
+    pub fn own_the_machine(&mut self) -> Result<(), SetupError> {
+        self.renewal.own_the_machine()
     }
 
     /// Serves until the host says stop and everything has stopped.
@@ -372,8 +372,10 @@ impl Supervisor {
                 let frozen = container.freeze(&self.poller);
                 self.tell_frozen(frozen);
             }
+            Ok(container) if container.is_prepared() => self.tell_frozen(Ok(true)),
             Ok(_) | Err(_) => {
-                let message = "A container is frozen when it is ready, and this one is not".into();
+                let message =
+                    "A guest is frozen before its container starts or when it is ready".into();
                 self.control.send(&GuestMessage::Failed { message });
             }
         }
@@ -381,9 +383,13 @@ impl Supervisor {
 
     /// What was written before goes first: in a snapshot it would be said again by every fork.
     fn tell_frozen(&mut self, frozen: Result<bool, SetupError>) {
-        let message = match frozen {
+        let settled = match frozen {
             Ok(false) => return,
-            Ok(true) => GuestMessage::Frozen,
+            Ok(true) => self.renewal.settle(),
+            Err(error) => Err(error),
+        };
+        let message = match settled {
+            Ok(()) => GuestMessage::Frozen,
             Err(error) => GuestMessage::Failed {
                 message: chain(&error),
             },
@@ -456,7 +462,7 @@ mod tests {
         let transport = Transport::Socket(HostSocket::bind(socket).unwrap());
         let poller = Poller::new().unwrap();
         let mut agent = Supervisor::new(poller, transport, children, Ok(container)).unwrap();
-        agent.own_the_machine();
+        agent.own_the_machine().unwrap();
         agent.serve().unwrap();
     }
 

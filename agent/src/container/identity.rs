@@ -4,17 +4,25 @@
 //! container that has not started yet in the same way. The stage opens what that takes while the
 //! image is the only thing that can be hostile, and hands it to the agent; nothing is looked up by path in
 //! the agent's own tree or through `/proc/PID`.
+//!
+//! The files lie in memory, mounted over the places where a container looks, and are there before a guest is
+//! forked: renewing it writes one page of each. Made anew on the container's disk, three files would cost every fork
+//! some hundred pages, for inodes, bitmaps and directories, and again when the disk is written back.
 
 use std::fs::{self, File, Permissions};
 use std::io::{self, IoSlice, IoSliceMut, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::{FileExt, PermissionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixStream;
 
-use rustix::fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags, mkdirat, openat, openat2, unlinkat};
+use rustix::fs::{
+    AtFlags, CWD, Mode, OFlags, ResolveFlags, mkdirat, openat, openat2, statat, unlinkat,
+};
 use rustix::io::Errno;
-use rustix::mount::{MountFlags, mount_bind, mount_remount};
+use rustix::mount::{
+    MountFlags, MoveMountFlags, OpenTreeFlags, mount_bind, mount_remount, move_mount, open_tree,
+};
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
@@ -26,9 +34,16 @@ use crate::attempt::{Attempt, SetupError};
 
 const HOST_NAME_NAMESPACE: &str = "/proc/self/ns/uts";
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
-/// Where the file behind [`BOOT_ID`] has a name for a moment: in the stage's own `/dev`, into which no image can
-/// have put anything.
-const BOOT_ID_FILE: &str = "/dev/.boot_id";
+/// Where our files have a name for a moment: in the stage's own `/dev`, into which no image can have put anything.
+const BIRTHPLACE: &str = "/dev";
+/// What the container sees until it is renewed, which is before anything runs in it.
+const NOBODY: &str = "localhost";
+
+/// The files of `/etc` that are ours: name and mode.
+const ETC_FILES: [(&str, u32); 3] = [("hostname", 0o644), ("hosts", 0o644), ("machine-id", 0o444)];
+
+/// Descriptors of a view: the root, the namespace, the files of `/etc`, the boot id.
+const DESCRIPTORS: usize = 2 + ETC_FILES.len() + 1;
 
 /// The places where a container sees its identity. All of them are open, so that no path is followed later
 /// but those inside the container's root.
@@ -36,12 +51,14 @@ pub struct View {
     root: OwnedFd,
     /// The namespace with the host name.
     names: OwnedFd,
+    /// In the order of [`ETC_FILES`].
+    etc_files: [File; ETC_FILES.len()],
     /// The file that covers [`BOOT_ID`].
     boot_id: File,
 }
 
 impl View {
-    /// Opens the view of the calling process, which has its own mounts already.
+    /// Makes the view of the calling process, which has its own mounts already.
     ///
     /// The kernel makes the machine's boot id when it is first read, and it is then the same in every fork. So
     /// nobody reads it: a file of ours is mounted over it.
@@ -51,92 +68,90 @@ impl View {
         let names = File::open(HOST_NAME_NAMESPACE)
             .attempt(|| format!("open {HOST_NAME_NAMESPACE}"))?
             .into();
-        let boot_id = openat(
-            CWD,
-            BOOT_ID_FILE,
-            OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC,
-            Mode::from_raw_mode(0o444),
-        )
-        .attempt(|| format!("make {BOOT_ID_FILE}"))?;
-        mount_bind(BOOT_ID_FILE, BOOT_ID).attempt(|| format!("mount a file on {BOOT_ID}"))?;
+        let boot_id = make_file(".boot_id", 0o444)?;
+        let path = format!("{BIRTHPLACE}/.boot_id");
+        mount_bind(&path, BOOT_ID).attempt(|| format!("mount a file on {BOOT_ID}"))?;
         let flags = MountFlags::BIND
             | MountFlags::RDONLY
             | MountFlags::NOSUID
             | MountFlags::NODEV
             | MountFlags::NOEXEC;
         mount_remount(BOOT_ID, flags, c"").attempt(|| format!("make {BOOT_ID} read-only"))?;
-        fs::remove_file(BOOT_ID_FILE).attempt(|| format!("remove {BOOT_ID_FILE}"))?;
+        fs::remove_file(&path).attempt(|| format!("remove {path}"))?;
+        let etc = open_etc(&root)?;
+        let [name, hosts, machine_id] = ETC_FILES.map(|(name, mode)| cover(&etc, name, mode));
         Ok(Self {
             root,
             names,
-            boot_id: boot_id.into(),
+            etc_files: [name?, hosts?, machine_id?],
+            boot_id,
         })
     }
 
-    /// Gives the container its names, before or while it runs.
-    pub fn set(&self, identity: &Identity) -> Result<(), SetupError> {
-        let Identity {
-            hostname,
-            machine_id,
-            boot_id,
-            ..
-        } = identity;
-        self.set_host_name(hostname)?;
-        let etc = self.open_etc()?;
-        replace(&etc, "hostname", &format!("{hostname}\n"), 0o644)?;
-        replace(&etc, "hosts", &hosts(hostname), 0o644)?;
-        replace(&etc, "machine-id", &format!("{machine_id}\n"), 0o444)?;
-        self.set_boot_id(boot_id)
-    }
-
-    /// The host name belongs to a namespace, and the call to the calling thread's: goes there and comes back.
-    fn set_host_name(&self, hostname: &str) -> Result<(), SetupError> {
+    /// Moves the calling thread into the container's host name namespace, for good: the system call that sets a host name
+    /// knows no other than the caller's, and the agent has no use for one of its own. To go there and back in each
+    /// fork would be two more namespace changes.
+    pub fn share_host_name(&self) -> Result<(), SetupError> {
         let kind = Some(LinkNameSpaceType::HostNameAndNISDomainName);
-        let own =
-            File::open(HOST_NAME_NAMESPACE).attempt(|| format!("open {HOST_NAME_NAMESPACE}"))?;
         move_into_link_name_space(self.names.as_fd(), kind)
-            .attempt(|| "enter the container's host name namespace".into())?;
-        let set = rustix::system::sethostname(hostname.as_bytes());
-        move_into_link_name_space(own.as_fd(), kind)
-            .attempt(|| "leave the container's host name namespace".into())?;
-        set.attempt(|| format!("set the host name to {hostname}"))
+            .attempt(|| "enter the container's host name namespace".into())
     }
 
-    /// The container's `/etc`, wherever its links lead inside of its own root.
-    fn open_etc(&self) -> Result<OwnedFd, SetupError> {
-        let open = || {
-            openat2(
-                &self.root,
-                "etc",
-                OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
-                Mode::empty(),
-                ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS,
-            )
-        };
-        let opened = match open() {
-            Err(Errno::NOENT) => {
-                mkdirat(&self.root, "etc", Mode::from_raw_mode(0o755)).and_then(|()| open())
+    /// Gives the container its names, before or while it runs, after [`View::share_host_name`].
+    pub fn set(&self, identity: &Identity) -> Result<(), SetupError> {
+        let hostname = &identity.hostname;
+        rustix::system::sethostname(hostname.as_bytes())
+            .attempt(|| format!("set the host name to {hostname}"))?;
+        for ((name, _), (file, text)) in ETC_FILES
+            .iter()
+            .zip(self.etc_files.iter().zip(texts(identity)))
+        {
+            rewrite(file, &text).attempt(|| format!("write the container's /etc/{name}"))?;
+        }
+        self.set_boot_id(&identity.boot_id)
+    }
+
+    /// The same for a container that has run, and may have put something else in the place of our files.
+    pub fn set_again(&self, identity: &Identity) -> Result<(), SetupError> {
+        self.set(identity)?;
+        let etc = open_etc(&self.root)?;
+        for ((name, mode), (file, text)) in ETC_FILES
+            .iter()
+            .zip(self.etc_files.iter().zip(texts(identity)))
+        {
+            let is_there = || -> io::Result<bool> {
+                let ours = file.metadata()?;
+                match statat(&etc, *name, AtFlags::SYMLINK_NOFOLLOW) {
+                    Ok(there) => Ok((there.st_dev, there.st_ino) == (ours.dev(), ours.ino())),
+                    Err(Errno::NOENT) => Ok(false),
+                    Err(error) => Err(error.into()),
+                }
+            };
+            if !is_there().attempt(|| format!("look at the container's /etc/{name}"))? {
+                replace(&etc, name, &text, *mode)?;
             }
-            opened => opened,
-        };
-        opened.attempt(|| "open the container's /etc".into())
+        }
+        Ok(())
     }
 
-    /// In place, because a mount holds on to its file and not to a name.
     fn set_boot_id(&self, boot_id: &str) -> Result<(), SetupError> {
-        let text = format!("{boot_id}\n");
-        let set = || -> io::Result<()> {
-            self.boot_id.set_len(text.len() as u64)?;
-            self.boot_id.write_all_at(text.as_bytes(), 0)
-        };
-        set().attempt(|| "set the container's boot id".into())
+        rewrite(&self.boot_id, &format!("{boot_id}\n"))
+            .attempt(|| "set the container's boot id".into())
     }
 
     /// Hands the view over, with `byte`.
     pub fn send(&self, channel: &UnixStream, byte: u8) -> io::Result<()> {
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(3))];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS))];
         let mut ancillary = SendAncillaryBuffer::new(&mut space);
-        let descriptors = [self.root.as_fd(), self.names.as_fd(), self.boot_id.as_fd()];
+        let [name, hosts, machine_id] = &self.etc_files;
+        let descriptors = [
+            self.root.as_fd(),
+            self.names.as_fd(),
+            name.as_fd(),
+            hosts.as_fd(),
+            machine_id.as_fd(),
+            self.boot_id.as_fd(),
+        ];
         if !ancillary.push(SendAncillaryMessage::ScmRights(&descriptors)) {
             return Err(io::ErrorKind::OutOfMemory.into());
         }
@@ -147,7 +162,7 @@ impl View {
 
     /// Takes one byte and, if it comes with one, a view. `None` is the end of the stream.
     pub fn receive(channel: &UnixStream) -> io::Result<Option<(u8, Option<Self>)>> {
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(3))];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS))];
         let mut ancillary = RecvAncillaryBuffer::new(&mut space);
         let mut byte = [0];
         let received = recvmsg(
@@ -165,16 +180,90 @@ impl View {
                 descriptors.extend(rights);
             }
         }
-        let view = match <[OwnedFd; 3]>::try_from(descriptors) {
-            Ok([root, names, boot_id]) => Some(Self {
+        let view = match <[OwnedFd; DESCRIPTORS]>::try_from(descriptors) {
+            Ok([root, names, name, hosts, machine_id, boot_id]) => Some(Self {
                 root,
                 names,
+                etc_files: [name.into(), hosts.into(), machine_id.into()],
                 boot_id: boot_id.into(),
             }),
             Err(_) => None,
         };
         Ok(Some((byte[0], view)))
     }
+}
+
+/// What the files of `/etc` say, in their order.
+fn texts(identity: &Identity) -> [String; ETC_FILES.len()] {
+    let Identity {
+        hostname,
+        machine_id,
+        ..
+    } = identity;
+    [
+        format!("{hostname}\n"),
+        hosts(hostname),
+        format!("{machine_id}\n"),
+    ]
+}
+
+/// The container's `/etc`, wherever its links lead inside of its own root.
+fn open_etc(root: &OwnedFd) -> Result<OwnedFd, SetupError> {
+    let open = || {
+        openat2(
+            root,
+            "etc",
+            OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
+            Mode::empty(),
+            ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS,
+        )
+    };
+    let opened = match open() {
+        Err(Errno::NOENT) => mkdirat(root, "etc", Mode::from_raw_mode(0o755)).and_then(|()| open()),
+        opened => opened,
+    };
+    opened.attempt(|| "open the container's /etc".into())
+}
+
+/// A file in memory. It has a page from the beginning, so that a fork only writes to it.
+fn make_file(name: &str, mode: u32) -> Result<File, SetupError> {
+    let make = || -> io::Result<File> {
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+        let path = format!("{BIRTHPLACE}/{name}");
+        let mut file = File::from(openat(CWD, path, flags, Mode::from_raw_mode(mode))?);
+        // The umask took bits away.
+        file.set_permissions(Permissions::from_mode(mode))?;
+        writeln!(file, "{NOBODY}")?;
+        Ok(file)
+    };
+    make().attempt(|| format!("make {BIRTHPLACE}/{name}"))
+}
+
+/// Mounts a file of ours on a file of the container's `/etc`. The one below is a plain one: a link would lead elsewhere.
+fn cover(etc: &OwnedFd, name: &str, mode: u32) -> Result<File, SetupError> {
+    let hidden = format!(".{name}");
+    let file = make_file(&hidden, mode)?;
+    replace(etc, name, "", mode)?;
+    let path = format!("{BIRTHPLACE}/{hidden}");
+    let mount = || {
+        let clone = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+        let tree = open_tree(CWD, &path, clone)?;
+        let from_it = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+        move_mount(&tree, "", etc, name, from_it)
+    };
+    mount().attempt(|| format!("mount a file on the container's /etc/{name}"))?;
+    fs::remove_file(&path).attempt(|| format!("remove {path}"))?;
+    Ok(file)
+}
+
+/// In place, because a mount holds on to its file and not to a name.
+fn rewrite(file: &File, text: &str) -> io::Result<()> {
+    file.write_all_at(text.as_bytes(), 0)?;
+    let length = text.len() as u64;
+    if file.metadata()?.len() != length {
+        file.set_len(length)?;
+    }
+    Ok(())
 }
 
 /// Puts a new file in the place of whatever has the name. A link is replaced and not followed.
@@ -216,6 +305,7 @@ mod tests {
         View {
             root: File::open(root).unwrap().into(),
             names: File::open(HOST_NAME_NAMESPACE).unwrap().into(),
+            etc_files: [(); 3].map(|()| tempfile::tempfile().unwrap()),
             boot_id: tempfile::tempfile().unwrap(),
         }
     }
@@ -256,7 +346,7 @@ mod tests {
         fs::create_dir_all(root.join("usr/etc")).unwrap();
         for target in ["/usr/etc", "usr/etc", "../../../../usr/etc"] {
             symlink(target, root.join("etc")).unwrap();
-            let etc = view(&root).open_etc().unwrap();
+            let etc = open_etc(&view(&root).root).unwrap();
             replace(&etc, "hostname", target, 0o644).unwrap();
             let written = fs::read_to_string(root.join("usr/etc/hostname")).unwrap();
             assert_eq!(written, target);
@@ -266,7 +356,7 @@ mod tests {
         let magic = format!("/proc/self/fd/{}", 0);
         for target in ["../etc", outside.to_str().unwrap(), &magic] {
             symlink(target, root.join("etc")).unwrap();
-            assert!(view(&root).open_etc().is_err(), "{target}");
+            assert!(open_etc(&view(&root).root).is_err(), "{target}");
             fs::remove_file(root.join("etc")).unwrap();
         }
         assert_eq!(fs::read_dir(&outside).unwrap().count(), 0);
@@ -287,7 +377,7 @@ mod tests {
             // Whoever opens this for writing waits for a reader.
             &|| rustix::fs::mkfifoat(CWD, &file, Mode::from_raw_mode(0o666)).unwrap(),
         ];
-        let etc = view(&root).open_etc().unwrap();
+        let etc = open_etc(&view(&root).root).unwrap();
         for plant in plant {
             plant();
             replace(&etc, "machine-id", "new", 0o444).unwrap();

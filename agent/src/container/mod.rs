@@ -22,7 +22,7 @@ use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{Pid, Signal};
 use wire::{ContainerSpec, Exit, Identity, Stream};
 
-use crate::attempt::{Attempt, SetupError};
+use crate::attempt::{Attempt, SetupError, chain};
 use crate::cli::{CGROUP_ARGUMENT, ISOLATE_ARGUMENT, STAGE_ARGUMENT, StageOptions};
 use crate::output::OutputPipe;
 use crate::poller::{Poller, Token};
@@ -131,6 +131,11 @@ impl Container {
         self.phase == Phase::Preparing
     }
 
+    /// Whether the stage waits, and nothing of a container has run yet.
+    pub fn is_prepared(&self) -> bool {
+        self.phase == Phase::Prepared
+    }
+
     pub fn is_over(&self) -> bool {
         self.phase == Phase::Ended
     }
@@ -164,7 +169,11 @@ impl Container {
     /// Gives it the names of its guest, whether it runs already or not. Without isolation there is
     /// nothing that it does not share with the machine.
     pub fn set_identity(&self, identity: &Identity) -> Result<(), SetupError> {
-        self.view.as_ref().map_or(Ok(()), |view| view.set(identity))
+        match &self.view {
+            None => Ok(()),
+            Some(view) if self.is_prepared() => view.set(identity),
+            Some(view) => view.set_again(identity),
+        }
     }
 
     /// Begins to freeze it. Answers whether everything in it has stopped already; if not,
@@ -225,6 +234,9 @@ impl Container {
         if self.phase == Phase::Preparing {
             match View::receive(&self.channel) {
                 Ok(Some((stage::PREPARED, view))) if view.is_some() == self.isolated => {
+                    if let Some(Err(error)) = view.as_ref().map(View::share_host_name) {
+                        return Some(self.fail(chain(&error)));
+                    }
                     self.view = view;
                     self.phase = Phase::Prepared;
                 }

@@ -70,7 +70,7 @@ fn mount_kernel_file_systems() -> Result<(), SetupError> {
         "/dev",
         "tmpfs",
         MountFlags::NOSUID | MountFlags::NOEXEC,
-        c"mode=755,size=64k",
+        c"mode=755,size=1m",
     )?;
     let terminals = MountFlags::NOSUID | MountFlags::NOEXEC;
     mount_on(

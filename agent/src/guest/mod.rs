@@ -5,6 +5,7 @@ mod mounts;
 mod net;
 mod poweroff;
 pub mod random;
+pub mod settle;
 
 use std::process::ExitCode;
 
@@ -38,13 +39,14 @@ fn serve() -> Result<(), SetupError> {
         eprintln!("agent: {}", chain(error));
     }
     let mut supervisor = Supervisor::new(poller, Transport::vsock()?, children, container)?;
-    supervisor.own_the_machine();
+    supervisor.own_the_machine()?;
     supervisor.serve().attempt(|| "wait for events".into())
 }
 
 fn prepare() -> Result<StageOptions, SetupError> {
     mounts::leave_initramfs()?;
     mounts::mount_kernel_file_systems()?;
+    mounts::keep_quiet()?;
     mounts::make_cgroup()?;
     net::bring_up_loopback()?;
     disk::mount_container_root()?;

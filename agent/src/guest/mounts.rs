@@ -12,6 +12,12 @@ const CGROUP_ROOT: &str = "/sys/fs/cgroup";
 /// The control group of the container.
 pub const CONTAINER_CGROUP: &str = "/sys/fs/cgroup/container";
 
+const QUIET: [(&str, &str); 1] = [
+    // Otherwise a thread wakes up twice a second to see whether memory is fragmented. It is still compacted when
+    // somebody needs a large page.
+    ("/proc/sys/vm/compaction_proactiveness", "0"),
+];
+
 /// Moves from the initramfs to a tmpfs. `pivot_root`, with which a container leaves the agent's
 /// files behind, does not work on an initramfs (Documentation/filesystems/ramfs-rootfs-initramfs.rst).
 pub fn leave_initramfs() -> Result<(), SetupError> {
@@ -60,6 +66,14 @@ pub fn mount_kernel_file_systems() -> Result<(), SetupError> {
         c"nsdelegate",
     )
     .attempt(|| format!("mount cgroup2 on {CGROUP_ROOT}"))
+}
+
+/// Switches off what would wake an idle guest and has nothing to do in it.
+pub fn keep_quiet() -> Result<(), SetupError> {
+    for (setting, value) in QUIET {
+        fs::write(setting, value).attempt(|| format!("write {value} to {setting}"))?;
+    }
+    Ok(())
 }
 
 /// The container's control group, with every controller that the kernel has handed down to it.

@@ -50,19 +50,23 @@ impl Entropy {
     }
 }
 
+/// Opens what [`reseed`] needs. Done ahead, since it would be done anew in each fork.
+pub fn open() -> Result<File, SetupError> {
+    File::open(DEVICE).attempt(|| format!("open {DEVICE}"))
+}
+
 /// Makes all random numbers from now on depend on `seed`. Needs the capability `CAP_SYS_ADMIN`.
-pub fn reseed(seed: &[u8; Identity::SEED_BYTES]) -> Result<(), SetupError> {
-    let device = File::open(DEVICE).attempt(|| format!("open {DEVICE}"))?;
+pub fn reseed(device: &File, seed: &[u8; Identity::SEED_BYTES]) -> Result<(), SetupError> {
     // SAFETY: `RNDADDENTROPY` reads two numbers and as many bytes behind them as the second says, all of which
     // `Entropy` holds, and writes nothing.
     let add = unsafe { Setter::<RNDADDENTROPY, Entropy>::new(Entropy::new(seed)) };
     // SAFETY: the pattern above describes this ioctl.
-    unsafe { ioctl(&device, add) }
+    unsafe { ioctl(device, add) }
         .attempt(|| "add to the kernel's random numbers (RNDADDENTROPY)".into())?;
     // SAFETY: `RNDRESEEDCRNG` takes no argument.
     let reseed = unsafe { NoArg::<RNDRESEEDCRNG>::new() };
     // SAFETY: the pattern above describes this ioctl.
-    unsafe { ioctl(&device, reseed) }
+    unsafe { ioctl(device, reseed) }
         .attempt(|| "make the kernel use them at once (RNDRESEEDCRNG)".into())
 }
 
@@ -145,7 +149,7 @@ pub mod tests {
     fn reseed_with(add: Answer, then: Answer) -> Result<(), String> {
         let run = move || {
             fake_answers(add, then);
-            reseed(&[7; 64]).map_err(|error| chain(&error))
+            reseed(&open().unwrap(), &[7; 64]).map_err(|error| chain(&error))
         };
         thread::spawn(run).join().unwrap()
     }
@@ -176,7 +180,7 @@ pub mod tests {
             let mut mine = capabilities(None).unwrap();
             mine.effective.remove(CapabilitySet::SYS_ADMIN);
             set_capabilities(None, mine).unwrap();
-            reseed(&[7; 64]).map_err(|error| chain(&error))
+            reseed(&open().unwrap(), &[7; 64]).map_err(|error| chain(&error))
         };
         assert_eq!(
             thread::spawn(run).join().unwrap(),

@@ -173,17 +173,33 @@ fn stop_kills_a_frozen_container_without_letting_it_run() {
 }
 
 #[test]
-fn freeze_of_a_container_that_is_not_ready_is_refused() {
+fn guest_whose_container_has_not_started_stands_still_and_starts_it_later() {
+    let agent = Agent::start();
+    let mut control = agent.greeted();
+    control.send(&HostMessage::Freeze);
+    assert_eq!(control.next(), GuestMessage::Frozen);
+    control.send(&HostMessage::Start(Box::new(shell("echo too early"))));
+    assert_eq!(
+        control.refusal(),
+        "Nothing starts in a guest before it is renewed"
+    );
+    control.renew(identity(1));
+    let mut control = control.start(shell("echo up; exec sleep 1000"));
+    assert_eq!(control.line(), "up");
+}
+
+#[test]
+fn freeze_of_a_container_that_has_started_and_is_not_ready_is_refused() {
     let Some(cgroup) = Cgroup::make() else { return };
     let agent = Agent::start_with(&cgroup.arguments());
-    let refused = "A container is frozen when it is ready, and this one is not";
-    let mut control = agent.renewed();
-    control.send(&HostMessage::Freeze);
-    assert_eq!(control.refusal(), refused);
+    let control = agent.renewed();
     let mut control = control.start(shell("echo up; exec sleep 1000"));
     assert_eq!(control.line(), "up");
     control.send(&HostMessage::Freeze);
-    assert_eq!(control.refusal(), refused);
+    assert_eq!(
+        control.refusal(),
+        "A guest is frozen before its container starts or when it is ready"
+    );
 }
 
 #[test]

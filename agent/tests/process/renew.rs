@@ -135,7 +135,7 @@ fn isolated_container_sees_the_identity_and_the_machine_keeps_its_own() {
     let before = machine();
     let script = format!(
         "{SHOW}; stat -c %a /etc/hostname /etc/hosts /etc/machine-id {BOOT_ID}; echo $HOSTNAME; \
-         echo x 2> /dev/null > {BOOT_ID} || echo read-only; ls -a /dev | grep boot"
+         echo x 2> /dev/null > {BOOT_ID} || echo read-only; ls -a /dev | grep -E '^\\.[a-z]'"
     );
     let (out, err, exit) = agent.run(shell(&script)).until_exit();
     let mut expected = shown(&identity(1));
@@ -165,6 +165,35 @@ fn renew_on_a_new_stream_changes_what_a_running_container_sees() {
     assert!(matches!(control.next(), GuestMessage::Started { .. }));
     control.renew(identity(2));
     ask().write_all(b"\n").unwrap();
+    assert_eq!(lines(&mut control, 4), shown(&identity(2)));
+    assert_eq!(control.line(), "2");
+}
+
+/// The files are mounted over the image's, and a container with all capabilities may take the mounts away.
+#[test]
+fn container_that_put_other_files_in_the_place_of_its_names_has_its_own_again_after_a_renewal() {
+    let image = tempfile::tempdir().unwrap();
+    let Some(agent) = isolated(image.path()) else {
+        return;
+    };
+    for applet in ["umount", "rm"] {
+        symlink("busybox", image.path().join("bin").join(applet)).unwrap();
+    }
+    let fifo = image.path().join("ask");
+    let mode = rustix::fs::Mode::from_raw_mode(0o600);
+    rustix::fs::mkfifoat(rustix::fs::CWD, &fifo, mode).unwrap();
+    let script = format!(
+        "hostname mine; umount /etc/hostname; echo mine > /etc/hostname; \
+         umount /etc/machine-id; rm /etc/machine-id; umount /etc/hosts; echo done; \
+         read x < /ask; {SHOW}; grep -c s-2 /etc/hosts"
+    );
+    let mut control = agent.run(shell(&script));
+    assert_eq!(control.line(), "done");
+    drop(control);
+    let mut control = agent.greeted();
+    assert!(matches!(control.next(), GuestMessage::Started { .. }));
+    control.renew(identity(2));
+    fs::write(&fifo, "\n").unwrap();
     assert_eq!(lines(&mut control, 4), shown(&identity(2)));
     assert_eq!(control.line(), "2");
 }

@@ -18,9 +18,9 @@ pub enum HostMessage {
     /// one that does not follow a [`Renew`](Self::Renew) on the same stream: a snapshot may lie between
     /// two streams.
     Start(Box<ContainerSpec>),
-    /// Stop every process of the container where it is, until the next [`Renew`](Self::Renew). Only
-    /// after [`GuestMessage::Ready`]; answered with [`GuestMessage::Frozen`] or
-    /// [`GuestMessage::Failed`].
+    /// Stand still for a snapshot: finish what was begun and, after [`GuestMessage::Ready`], stop every process of
+    /// the container where it is until the next [`Renew`](Self::Renew). Only then or before [`Start`](Self::Start);
+    /// answered with [`GuestMessage::Frozen`] or [`GuestMessage::Failed`].
     Freeze,
     /// Send the container its stop signal, wait, kill what is left, sync the disk, power off.
     #[serde(rename_all = "camelCase")]

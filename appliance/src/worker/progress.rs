@@ -27,7 +27,7 @@ pub struct Script {
     frozen: bool,
     start: bool,
     freeze: bool,
-    /// Left as it is from its first word on.
+    /// Told at its first word to stand still, and left as it is from then on.
     hold: bool,
     /// Somebody is served, so it is ended in order.
     serves: bool,
@@ -112,7 +112,7 @@ impl fmt::Display for Awaited {
         f.write_str(match self {
             Self::Hello => "answer",
             Self::Renewed => "take its identity",
-            Self::Frozen => "freeze its container",
+            Self::Frozen => "stand still",
         })
     }
 }
@@ -123,6 +123,8 @@ enum Stage {
     Renewing,
     Running,
     Freezing,
+    /// As freezing, with no container in it.
+    Settling,
     Held,
     /// Killed; nothing it says counts.
     Over,
@@ -155,6 +157,7 @@ impl Progress {
             Stage::Waiting => self.on_first(message),
             Stage::Renewing => self.on_renewing(message),
             Stage::Running | Stage::Freezing => self.on_running(message),
+            Stage::Settling => self.on_settling(message),
             Stage::Held => self.on_held(message),
             Stage::Over => Vec::new(),
         }
@@ -165,7 +168,7 @@ impl Progress {
         match self.stage {
             Stage::Waiting => Some(Awaited::Hello),
             Stage::Renewing => Some(Awaited::Renewed),
-            Stage::Freezing => Some(Awaited::Frozen),
+            Stage::Freezing | Stage::Settling => Some(Awaited::Frozen),
             Stage::Running | Stage::Held | Stage::Over => None,
         }
     }
@@ -191,8 +194,8 @@ impl Progress {
         };
         let mut acts = vec![Act::Tell(Told::Booted { version, uptime_us })];
         if self.script.hold {
-            self.stage = Stage::Held;
-            acts.extend([Act::Up, Act::Tell(Told::Held)]);
+            self.stage = Stage::Settling;
+            acts.push(Act::Freeze);
             return acts;
         }
         if self.script.frozen {
@@ -265,6 +268,16 @@ impl Progress {
             }
             GuestMessage::Output { line, .. } => vec![Act::Keep(line)],
             other => self.on_end(other),
+        }
+    }
+
+    fn on_settling(&mut self, message: GuestMessage) -> Vec<Act> {
+        match message {
+            GuestMessage::Frozen => {
+                self.stage = Stage::Held;
+                vec![Act::Up, Act::Tell(Told::Held)]
+            }
+            other => self.break_out(&other),
         }
     }
 

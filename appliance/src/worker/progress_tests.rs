@@ -179,12 +179,30 @@ fn agent_that_comes_back_before_it_is_renewed_ends_its_guest_and_later_it_does_n
 }
 
 #[test]
-fn golden_before_the_start_is_held_at_its_first_word_and_told_nothing() {
+fn golden_before_the_start_is_told_to_stand_still_and_nothing_else() {
     let mut progress = golden(ForkPoint::BeforeStart);
-    assert_eq!(progress.on(HELLO), [BOOTED, Act::Up, Act::Tell(Told::Held)]);
+    assert_eq!(progress.on(HELLO), [BOOTED, Act::Freeze]);
+    assert_eq!(progress.awaited(), Some(Awaited::Frozen));
+    assert_eq!(
+        progress.on(GuestMessage::Frozen),
+        [Act::Up, Act::Tell(Told::Held)]
+    );
     assert_eq!(progress.awaited(), None);
     assert!(!progress.can_stop_in_order());
     killed(&progress.on(STARTED), "has started");
+}
+
+#[test]
+fn golden_that_cannot_stand_still_or_runs_something_is_killed() {
+    for (message, why) in [
+        (failed("the disk is broken"), "the disk is broken"),
+        (STARTED, "has started"),
+        (GuestMessage::Renewed, "nobody gave it"),
+    ] {
+        let mut progress = golden(ForkPoint::BeforeStart);
+        progress.on(HELLO);
+        killed(&progress.on(message), why);
+    }
 }
 
 #[test]

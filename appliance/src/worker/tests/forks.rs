@@ -247,11 +247,13 @@ async fn guest_that_never_answers_its_identity_is_killed() {
 }
 
 #[tokio::test]
-async fn golden_before_the_start_hears_nothing_and_can_be_paused_saved_and_killed() {
+async fn golden_before_the_start_stands_still_and_can_be_paused_saved_and_killed() {
     let setting = Setting::new(|mut warden| {
         let mut worker = warden.start();
         let mut guest = worker.control();
         hello(&mut guest);
+        assert_eq!(hear(&mut guest), HostMessage::Freeze);
+        say(&mut guest, &GuestMessage::Frozen);
         assert_eq!(worker.carry_out().0, Order::Pause);
         let (order, fds) = worker.carry_out();
         assert_eq!((order, fds.len()), (Order::Save, 3));
