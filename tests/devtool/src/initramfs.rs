@@ -21,12 +21,12 @@ const SCRATCH_UUID: &str = "cab0a5c7-0000-4000-8000-000000000001";
 /// - No journal: a session's disk does not outlive its session, so there is nothing to recover.
 /// - `uninit_bg` instead of metadata checksums: new groups need no zeroing when the file system grows, and sums on a disk that lives
 ///   in the host's page cache protect against nothing.
+/// - `meta_bg` instead of `resize_inode`: new group descriptors lie with their groups. In blocks that are reserved for them at the
+///   start, growing would have to read and to zero the copies of all reserved blocks, one request after the other.
 const SCRATCH_FEATURES: &str = "none,ext_attr,dir_index,filetype,extent,flex_bg,sparse_super,large_file,huge_file,\
-    dir_nlink,extra_isize,uninit_bg,resize_inode";
+    dir_nlink,extra_isize,uninit_bg,meta_bg";
 /// One inode per 8 KiB of the template is one per 16 KiB once it has grown, since groups of a larger disk are twice as long.
 const SCRATCH_BYTES_PER_INODE: &str = "8192";
-/// Room for the group descriptors of a disk of 1 TiB, in blocks of 4 KiB.
-const SCRATCH_RESIZE_LIMIT: &str = "resize=268435456";
 
 /// A folder with `initramfs.cpio` and `initramfs.cpio.zst` that holds `agent`.
 pub fn ensure(workspace: &Workspace, cache: &Cache, agent: &Path) -> Result<PathBuf> {
@@ -51,23 +51,41 @@ pub fn ensure_scratch(workspace: &Workspace, cache: &Cache) -> Result<PathBuf> {
         SCRATCH_UUID,
         SCRATCH_FEATURES,
         SCRATCH_BYTES_PER_INODE,
-        SCRATCH_RESIZE_LIMIT,
     ]
     .iter()
     .fold(
-        Key::new("scratch 1").text("mke2fs", &packages::version("e2fsprogs")?),
+        Key::new("scratch 2").text("mke2fs", &packages::version("e2fsprogs")?),
         |key, option| key.text("option", option),
     );
     cache.entry("scratch", key, |folder| {
         let path = folder.join("scratch.ext4");
         // The template's own inode table is zeroed at once: a table that is not would start a thread in every guest that zeroes
         // this one and then all those that growing adds.
-        let extended = format!("{SCRATCH_RESIZE_LIMIT},hash_seed={SCRATCH_UUID},lazy_itable_init=0,root_owner=0:0,nodiscard");
+        let extended =
+            format!("hash_seed={SCRATCH_UUID},lazy_itable_init=0,root_owner=0:0,nodiscard");
         let mut mke2fs = Command::new("mke2fs");
         // Times in the file system come from this variable.
-        mke2fs.env("SOURCE_DATE_EPOCH", "1").env("E2FSPROGS_FAKE_TIME", "1");
-        mke2fs.args(["-q", "-F", "-t", "ext4", "-b", "4096", "-m", "0", "-I", "256", "-i", SCRATCH_BYTES_PER_INODE]);
-        mke2fs.args(["-O", SCRATCH_FEATURES, "-U", SCRATCH_UUID, "-E", &extended]).arg(&path).arg(SCRATCH_SIZE);
+        mke2fs
+            .env("SOURCE_DATE_EPOCH", "1")
+            .env("E2FSPROGS_FAKE_TIME", "1");
+        mke2fs.args([
+            "-q",
+            "-F",
+            "-t",
+            "ext4",
+            "-b",
+            "4096",
+            "-m",
+            "0",
+            "-I",
+            "256",
+            "-i",
+            SCRATCH_BYTES_PER_INODE,
+        ]);
+        mke2fs
+            .args(["-O", SCRATCH_FEATURES, "-U", SCRATCH_UUID, "-E", &extended])
+            .arg(&path)
+            .arg(SCRATCH_SIZE);
         command::logged(&mut mke2fs, &workspace.logs().join("scratch.log"), |_| {})?;
         compress(&path, &folder.join("scratch.ext4.zst"))
     })
