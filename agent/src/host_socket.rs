@@ -50,6 +50,8 @@ pub enum Outcome {
     Pending,
     /// The client is joined to [`port::STREAM`].
     Stream(OwnedFd),
+    /// The client is joined to [`port::LOOPBACK`].
+    Loopback(OwnedFd),
     /// Somebody waits for the guest now.
     Acceptor,
 }
@@ -122,6 +124,9 @@ impl HostSocket {
         match parse(&line) {
             Some(Wish::Connect(port::STREAM)) if answer(&stream, port::STREAM).is_ok() => {
                 Outcome::Stream(stream)
+            }
+            Some(Wish::Connect(port::LOOPBACK)) if answer(&stream, port::LOOPBACK).is_ok() => {
+                Outcome::Loopback(stream)
             }
             Some(Wish::Listen(port)) if self.acceptors.len() < MAX_ACCEPTORS => {
                 self.acceptors.push_back((port, stream));

@@ -38,6 +38,8 @@ pub enum Token {
     Probe,
     /// The container's control group changed state.
     Freezer,
+    /// The listener of streams that name their port.
+    LoopbackListener,
     /// The host's end of a joined stream.
     Client(u32),
     /// The container's end of a joined stream.
@@ -59,6 +61,7 @@ impl Token {
             Self::Client(id) => (9, id),
             Self::Target(id) => (10, id),
             Self::Freezer => (11, 0),
+            Self::LoopbackListener => (12, 0),
         };
         (kind << 32) | u64::from(id)
     }
@@ -78,6 +81,7 @@ impl Token {
             9 => Self::Client(id),
             10 => Self::Target(id),
             11 => Self::Freezer,
+            12 => Self::LoopbackListener,
             _ => return None,
         })
     }
@@ -192,6 +196,7 @@ mod tests {
             Token::Client(u32::MAX),
             Token::Target(0),
             Token::Freezer,
+            Token::LoopbackListener,
         ] {
             assert_eq!(Token::decode(token.encode()), Some(token));
         }

@@ -207,8 +207,14 @@ impl Supervisor {
                     self.proxy.open(stream, &self.poller);
                 }
             }
+            Token::LoopbackListener => {
+                for stream in self.transport.on_loopback_listener() {
+                    self.proxy.open_named(stream, &self.poller);
+                }
+            }
             Token::Handshake(id) => match self.transport.on_handshake(id) {
                 Outcome::Stream(stream) => self.proxy.open(stream, &self.poller),
+                Outcome::Loopback(stream) => self.proxy.open_named(stream, &self.poller),
                 Outcome::Acceptor if self.control.is_down() => {
                     self.control
                         .attach(self.transport.connect_control(), &self.poller, now);
@@ -234,7 +240,7 @@ impl Supervisor {
                     self.tell_frozen(frozen);
                 }
             }
-            Token::Client(id) => self.proxy.on_client(id, readiness),
+            Token::Client(id) => self.proxy.on_client(id, readiness, &self.poller),
             Token::Target(id) => self.proxy.on_target(id, readiness, &self.poller),
         }
         Ok(())

@@ -1,7 +1,7 @@
 //! Where streams come from: vsock in a guest, the host socket in process mode.
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 
 use wire::port;
 
@@ -13,7 +13,10 @@ use crate::vsock;
 /// The two ways to a host.
 pub enum Transport {
     Vsock {
+        /// Of [`port::STREAM`].
         listener: OwnedFd,
+        /// Of [`port::LOOPBACK`].
+        loopback: OwnedFd,
         /// The first control stream, whose connect is under way.
         first: Option<OwnedFd>,
     },
@@ -21,26 +24,31 @@ pub enum Transport {
 }
 
 impl Transport {
-    /// vsock, with the stream port open. Connects at once, because that fails where there is no
+    /// vsock, with both stream ports open. Connects at once, because that fails where there is no
     /// vsock device and everything else would wait for ever.
     pub fn vsock() -> Result<Self, SetupError> {
-        let listener = vsock::listen(port::STREAM)
-            .attempt(|| format!("listen on vsock port {}", port::STREAM))?;
+        let listen = |port| vsock::listen(port).attempt(|| format!("listen on vsock port {port}"));
+        let (listener, loopback) = (listen(port::STREAM)?, listen(port::LOOPBACK)?);
         let first = vsock::connect_to_host(port::CONTROL)
             .attempt(|| format!("connect to vsock port {} of the host", port::CONTROL))?;
         Ok(Self::Vsock {
             listener,
+            loopback,
             first: Some(first),
         })
     }
 
     /// Watches for new connections.
     pub fn watch(&self, poller: &Poller) -> io::Result<()> {
-        let listener = match self {
-            Self::Vsock { listener, .. } => listener.as_fd(),
-            Self::Socket(socket) => socket.listener(),
-        };
-        poller.watch_level(listener, Token::Listener)
+        match self {
+            Self::Vsock {
+                listener, loopback, ..
+            } => {
+                poller.watch_level(loopback, Token::LoopbackListener)?;
+                poller.watch_level(listener, Token::Listener)
+            }
+            Self::Socket(socket) => poller.watch_level(socket.listener(), Token::Listener),
+        }
     }
 
     /// Begins to connect the control stream; the descriptor becomes writable when it is decided.
@@ -59,13 +67,20 @@ impl Transport {
     /// while it waited, and the listener reports the others again.
     pub fn on_listener(&mut self, poller: &Poller) -> Vec<OwnedFd> {
         match self {
-            Self::Vsock { listener, .. } => {
-                std::iter::from_fn(|| vsock::accept_from_host(&*listener).ok().flatten()).collect()
-            }
+            Self::Vsock { listener, .. } => accept_all(listener),
             Self::Socket(socket) => {
                 let _ = socket.on_listener(poller);
                 Vec::new()
             }
+        }
+    }
+
+    /// New streams that name their port themselves.
+    pub fn on_loopback_listener(&mut self) -> Vec<OwnedFd> {
+        match self {
+            Self::Vsock { loopback, .. } => accept_all(loopback),
+            // One listener serves all ports there.
+            Self::Socket(_) => Vec::new(),
         }
     }
 
@@ -76,4 +91,8 @@ impl Transport {
             Self::Socket(socket) => socket.on_handshake(id),
         }
     }
+}
+
+fn accept_all(listener: &OwnedFd) -> Vec<OwnedFd> {
+    std::iter::from_fn(|| vsock::accept_from_host(listener).ok().flatten()).collect()
 }

@@ -22,6 +22,7 @@ use crate::front::tls::{self, ServedCertificate};
 use crate::front::{Front, listener};
 use crate::golden::{self, Goldens, HostLauncher, defaults};
 use crate::images::{self, ImageError, ImageRecord};
+use crate::pool::budget::{Budget, Size};
 use crate::pool::launcher::BoxFuture;
 use crate::pool::{FingerprintKey, Pools, Tools};
 use crate::store::{Records, SledStore, Store};
@@ -80,6 +81,7 @@ pub async fn run(context: Context, shutdown: watch::Receiver<bool>) -> anyhow::R
         records,
         fingerprints,
         start_timeout: config.start_timeout,
+        budget: budget(&config),
     };
     let pools = Pools::open(tools)
         .await
@@ -102,6 +104,7 @@ pub async fn run(context: Context, shutdown: watch::Receiver<bool>) -> anyhow::R
         }),
         rules: rules(&config),
         endpoints: endpoints(&config, port),
+        changes: admin::Changes::default(),
     });
     // Last: who finds the socket finds everything ready.
     let private = admin::bind(&config.paths.admin_socket)?;
@@ -201,18 +204,32 @@ async fn renew(certificate: Arc<ServedCertificate>) {
     }
 }
 
+/// What sessions may take of this host.
+fn budget(config: &Checked) -> Budget {
+    let cpus = std::thread::available_parallelism().map_or(1, usize::from);
+    let host = Size {
+        mem_mib: host_mib(),
+        cpu_millis: cpus as u64 * 1000,
+    };
+    Budget::of_host(host, config.memory_overcommit, config.cpu_overcommit)
+}
+
+fn host_mib() -> u64 {
+    let info = rustix::system::sysinfo();
+    (info.totalram * u64::from(info.mem_unit)) >> 20
+}
+
 fn rules(config: &Checked) -> Rules {
     let cpus = std::thread::available_parallelism()
         .map_or(1, usize::from)
         .max(LEAST_MAX_CPUS);
     let cpus = cpus.min(MAX_VCPUS.into());
-    let info = rustix::system::sysinfo();
-    // `as` is what the kernel's field is: an unsigned long.
-    let host_mib = (info.totalram * u64::from(info.mem_unit)) >> 20;
     Rules {
         min_cooldown_seconds: config.min_cooldown.as_secs(),
         max_cpu_millis: u32::try_from(cpus * 1000).unwrap_or(u32::MAX),
-        max_mem_mib: u32::try_from(host_mib).unwrap_or(u32::MAX).min(MAX_MEM_MIB),
+        max_mem_mib: u32::try_from(host_mib())
+            .unwrap_or(u32::MAX)
+            .min(MAX_MEM_MIB),
     }
 }
 

@@ -157,3 +157,102 @@ fn serve_on_a_host_without_usable_kvm_is_69_says_what_doctor_says_and_touches_no
     assert!(line.contains(stable), "{line} does not say {stable}");
     assert!(is_empty(root.path()));
 }
+
+/// Starts `cabana store` on the store below `root`.
+fn store(root: &Path, arguments: &[&str]) -> Output {
+    let root = ["--root", root.to_str().expect("the path is text")];
+    cabana(&[&["store"], arguments, &root].concat())
+}
+
+const EXPORT: &str = concat!(
+    r#"{"format":"cabana-store","version":1,"records":1,"keys":true}"#,
+    "\n",
+    r#"{"table":"keys","key":"token-signing","version":1,"record":[1,2,3]}"#,
+    "\n"
+);
+
+#[test]
+fn store_is_exported_and_imported_while_no_appliance_runs() {
+    use std::os::unix::fs::{MetadataExt, PermissionsExt};
+    let root = tempfile::tempdir().unwrap();
+    let text = root.path().to_str().unwrap();
+    let line = refused(&["store", "export", "--root", text], 1);
+    assert!(line.contains("There is no store at"), "{line}");
+    assert!(is_empty(root.path()));
+
+    let file = root.path().join("in.jsonl");
+    std::fs::write(&file, EXPORT).unwrap();
+    let file = file.to_str().unwrap();
+    let output = store(root.path(), &["import", file]);
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    assert_eq!(output.stdout, b"Imported 1 keys\n");
+    let folder = root.path().join("var/lib/cabana/store");
+    let owner = std::fs::metadata(&folder).unwrap().uid();
+    for entry in std::fs::read_dir(&folder).unwrap() {
+        let entry = entry.unwrap();
+        assert_eq!(entry.metadata().unwrap().uid(), owner, "{entry:?}");
+    }
+    let line = refused(&["store", "import", file, "--root", text], 1);
+    assert!(line.contains("--replace"), "{line}");
+
+    let out = root.path().join("out.jsonl");
+    let out = out.to_str().unwrap();
+    let output = store(root.path(), &["export", "--with-keys", "--output", out]);
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    assert!(output.stdout.is_empty());
+    let mode = std::fs::metadata(out).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+    let exported = std::fs::read_to_string(out).unwrap();
+    assert!(
+        exported.contains(r#""key":"token-signing","record":[1,2,3]"#),
+        "{exported}"
+    );
+    // A file that is there is not overwritten.
+    let line = refused(&["store", "export", "--output", out, "--root", text], 1);
+    assert!(line.contains(out), "{line}");
+    let output = store(root.path(), &["export"]);
+    assert!(!String::from_utf8_lossy(&output.stdout).contains("token-signing"));
+}
+
+#[test]
+fn damaged_store_is_one_line_with_the_ways_out_and_leaves_no_file() {
+    let root = tempfile::tempdir().unwrap();
+    let text = root.path().to_str().unwrap();
+    let file = root.path().join("in.jsonl");
+    std::fs::write(&file, EXPORT).unwrap();
+    let output = store(root.path(), &["import", file.to_str().unwrap()]);
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    let conf = root.path().join("var/lib/cabana/store/conf");
+    let mut bytes = std::fs::read(&conf).unwrap();
+    bytes.iter_mut().for_each(|byte| *byte ^= 0x5a);
+    std::fs::write(&conf, bytes).unwrap();
+    let out = root.path().join("out.jsonl");
+    let out = out.to_str().unwrap();
+    let line = refused(&["store", "export", "--output", out, "--root", text], 1);
+    assert!(
+        line.contains("is damaged") && line.contains("--salvage"),
+        "{line}"
+    );
+    assert!(!Path::new(out).exists());
+    // There is no pool in it, and that is said, too.
+    let output = store(root.path(), &["export", "--salvage", "--output", out]);
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(said, "cabana: exported nothing: there are no records\n");
+}
+
+#[test]
+fn commands_about_sessions_without_an_appliance_are_69_and_a_bad_probe_file_is_64() {
+    let root = tempfile::tempdir().unwrap();
+    let root = root.path().to_str().unwrap();
+    let target = ["--name", "demo", "--root", root];
+    refused(&[&["session", "list"], &target[..]].concat(), 69);
+    let one = [&target[..], &["--identifier", "-user-1"]].concat();
+    for command in ["show", "stop"] {
+        refused(&[&["session", command], &one[..]].concat(), 69);
+    }
+    refused(&[&["sessionpool", "update"], &target[..]].concat(), 69);
+    let probes = ["sessionpool", "update", "--probe-yaml", "/nonexistent.yaml"];
+    let line = refused(&[&probes, &target[..]].concat(), 64);
+    assert!(line.contains("/nonexistent.yaml"), "{line}");
+}

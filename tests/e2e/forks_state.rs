@@ -111,7 +111,7 @@ fn after_ready_pool_whose_container_never_listens_is_refused_with_its_last_lines
     // Long enough for a boot on an emulated processor, short enough to be waited for.
     const LIMIT: Duration = Duration::from_secs(25);
     let config = format!(
-        "min_cooldown_seconds = 1\nspare_workers = 0\nstart_timeout_seconds = {}\n",
+        "min_cooldown_seconds = 1\nspare_workers = 0\nmemory_overcommit = 100\ncpu_overcommit = 100\nstart_timeout_seconds = {}\n",
         LIMIT.as_secs()
     );
     let host = TestAppliance::start_with(&config);

@@ -16,6 +16,7 @@ mod forks_unique;
 mod forwarding;
 mod guest_end;
 mod lifecycle;
+mod probes;
 mod real_image;
 mod sources;
 
@@ -35,6 +36,7 @@ fn main() -> ExitCode {
         forks_state::TESTS,
         forks_golden::TESTS,
         forks_many::TESTS,
+        probes::TESTS,
         sources::TESTS,
         lifecycle::TESTS,
     ])

@@ -98,7 +98,9 @@ fn docker_archive_boots_and_answers(host: &TestAppliance) {
 }
 
 fn pool_answers_at_a_host_name_of_its_own() {
-    let host = TestAppliance::start_with("domain = \"sessions.test\"\n");
+    let host = TestAppliance::start_with(
+        "domain = \"sessions.test\"\nmemory_overcommit = 100\ncpu_overcommit = 100\n",
+    );
     let pool = host.pool("shop").create();
     let shown = host.cli().json(&["sessionpool", "show", "--name", "shop"]);
     let endpoint = shown["properties"]["poolManagementEndpoint"]

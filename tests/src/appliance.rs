@@ -8,11 +8,17 @@ use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 use std::{fs, thread};
 
+use hyper::client::conn::http1;
+use hyper::header::{CONTENT_TYPE, HOST};
+use hyper::{Method, Request};
+use hyper_util::rt::TokioIo;
 use rustix::process::Signal;
+use serde_json::Value;
 use tempfile::TempDir;
+use tokio::net::UnixStream;
 use tokio::runtime::Runtime;
 
-use crate::client::Client;
+use crate::client::{Answer, Client, full, within};
 use crate::golden::Golden;
 use crate::log::Log;
 use crate::pool::{Pool, PoolBuilder, Session};
@@ -30,9 +36,12 @@ const GONE_LIMIT: Duration = Duration::from_secs(30);
 const GOLDEN_LIMIT: Duration = Duration::from_secs(90);
 /// A second is the least that the configuration takes; the tests have no five minutes. Workers that are made ahead
 /// come and go by themselves, and these tests look at everything that does: without them each session has one worker.
-const CONFIG: &str = "min_cooldown_seconds = 1\nspare_workers = 0\n";
+/// The lab is small, and its pools are of the default size.
+const CONFIG: &str =
+    "min_cooldown_seconds = 1\nspare_workers = 0\nmemory_overcommit = 100\ncpu_overcommit = 100\n";
 /// With everything as it is by default, spare workers among it.
-pub const WITH_SPARES: &str = "min_cooldown_seconds = 1\n";
+pub const WITH_SPARES: &str =
+    "min_cooldown_seconds = 1\nmemory_overcommit = 100\ncpu_overcommit = 100\n";
 /// The pool whose one session all forwarding tests share: each boot takes seconds.
 const SHARED_POOL: &str = "shared";
 
@@ -135,6 +144,33 @@ impl TestAppliance {
     pub fn token(&self) -> &str {
         self.token
             .get_or_init(|| self.cli.ok(&["token", "create"]).trim_end().to_owned())
+    }
+
+    /// One request on the admin socket.
+    pub fn admin(&self, method: Method, target: &str, body: &Value) -> Answer {
+        let socket = self.root().join("run/cabana/admin.sock");
+        let request = Request::builder()
+            .method(method)
+            .uri(target)
+            .header(HOST, "localhost")
+            .header(CONTENT_TYPE, "application/json")
+            .body(full(body.to_string()))
+            .expect("the parts of the request are well formed");
+        self.block_on(async {
+            let stream = UnixStream::connect(&socket)
+                .await
+                .unwrap_or_else(|e| panic!("cannot connect to {}: {e}", socket.display()));
+            let (mut sender, connection) = http1::handshake(TokioIo::new(stream))
+                .await
+                .expect("an HTTP/1.1 connection needs no handshake");
+            tokio::spawn(connection);
+            let answer = within(
+                "an answer of the admin socket",
+                sender.send_request(request),
+            );
+            let answer = answer.await.expect("the request is answered");
+            Answer::collect(answer).await
+        })
     }
 
     /// The name of the demo image, imported at first use.

@@ -1,4 +1,4 @@
-//! Drives the shipped `cabana` binary from outside, through its command line and HTTPS.
+//! Drives the shipped `cabana` binary from outside, through its command line, HTTPS and the admin socket.
 //!
 //! - `harness`: runs the tests and looks after the appliance that they share.
 //! - `appliance`: one running `cabana serve` with its own root, and what it leaves behind.

@@ -62,6 +62,33 @@ impl<'a> PoolBuilder<'a> {
         Pool { host, name }
     }
 
+    /// Makes it by a PUT of these properties on the admin socket, for what the command line has no flags for.
+    /// Flags are not used. The image, its size and port are as with [`Self::create`] where the properties
+    /// are silent.
+    pub fn put(self, properties: Value) -> Result<Pool<'a>, String> {
+        let Self { host, name, .. } = self;
+        let mut whole = json!({
+            "customContainerTemplate": {
+                "containers": [{
+                    "image": host.demo_image(),
+                    "resources": { "cpu": 1.0, "memory": "0.5Gi" },
+                }],
+                "ingress": { "targetPort": 8080 },
+            },
+        });
+        merge(&mut whole, properties);
+        let target = format!(
+            "/subscriptions/{SUBSCRIPTION}/resourceGroups/{RESOURCE_GROUP}/providers/Microsoft.App/sessionPools/{name}?api-version=2026-07-01"
+        );
+        let body = json!({ "location": "local", "properties": whole });
+        let answer = host.admin(Method::PUT, &target, &body);
+        if answer.status >= 300 {
+            return Err(answer.text());
+        }
+        host.pool_was_made(&name);
+        Ok(Pool { host, name })
+    }
+
     /// For a pool that may be refused.
     pub fn run(self) -> Ran {
         let Self {
@@ -81,6 +108,8 @@ impl<'a> PoolBuilder<'a> {
         // A whole CPU: on an emulated processor a quarter of one is very slow.
         default(&mut flags, "--cpu", "1.0");
         default(&mut flags, "--memory", "0.5Gi");
+        // Most tests count workers, and want none that nobody asked for.
+        default(&mut flags, "--ready-sessions", "0");
         let mut arguments = vec!["sessionpool", "create", "--name", &name];
         arguments.extend(flags.iter().map(String::as_str));
         host.cli().run(&arguments)
@@ -191,6 +220,26 @@ impl Session<'_> {
     pub fn exec(&self, argv: &[&str]) -> Value {
         self.call(Method::POST, "/exec", json!({ "argv": argv }).to_string())
             .json()
+    }
+}
+
+/// Puts the values of `more` over those of `value`; lists are merged item by item.
+fn merge(value: &mut Value, more: Value) {
+    match (value, more) {
+        (Value::Object(fields), Value::Object(more)) => {
+            for (name, more) in more {
+                merge(fields.entry(name).or_insert(Value::Null), more);
+            }
+        }
+        (Value::Array(items), Value::Array(more)) => {
+            for (index, more) in more.into_iter().enumerate() {
+                match items.get_mut(index) {
+                    Some(item) => merge(item, more),
+                    None => items.push(more),
+                }
+            }
+        }
+        (value, more) => *value = more,
     }
 }
 

@@ -62,6 +62,11 @@ impl Process {
         let _ = pidfd_send_signal(&self.pidfd, Signal::KILL);
     }
 
+    /// Stops it where it is, with everything in it.
+    pub fn suspend(&self) {
+        pidfd_send_signal(&self.pidfd, Signal::STOP).expect("it is there and may be stopped");
+    }
+
     /// Waits for its end.
     #[track_caller]
     pub fn assert_ends_within(&self, limit: Duration) {

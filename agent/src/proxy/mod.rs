@@ -5,9 +5,14 @@
 //! more than [`relay::BUFFER_BYTES`] each way. Not `splice(2)`: it needs two pipes (four more descriptors)
 //! per stream, and vsock has no zero-copy path for it, the kernel would copy all the same.
 //!
-//! A refused target port closes the stream. A container's connection that is reset ends the
+//! A refused port closes the stream. A container's connection that is reset ends the
 //! stream; a stream that is reset resets the container's connection.
+//!
+//! A stream goes to the target port, or to the port that the host names in its first two bytes. Either
+//! way it goes to a loopback address ([`Loopback`] knows no other), so nothing but the container can
+//! be reached.
 
+mod caller;
 mod relay;
 
 use std::collections::{HashMap, VecDeque};
@@ -19,15 +24,21 @@ use rustix::net::sockopt;
 
 use crate::poller::{Poller, Readiness, Token};
 use crate::target::{self, Loopback};
+use caller::Caller;
 use relay::{BUFFER_BYTES, Direction, End, Moved};
 
-/// Streams at one time; the VMM's vsock device allows as many connections.
-pub const MAX_STREAMS: usize = 1024;
+/// Streams to the target port at one time.
+const MAX_STREAMS: usize = 1008;
+/// With those that name their port, by which the host asks how the container is: a busy container must not look
+/// like an unhealthy one. The VMM's vsock device allows 1024 connections, the control stream among them.
+const MAX_WITH_NAMED: usize = MAX_STREAMS + 8;
 
 /// All joined streams.
 pub struct Proxy {
     target_port: Option<u16>,
     streams: HashMap<u32, Joined>,
+    /// Streams that have not named their port yet.
+    callers: HashMap<u32, Caller>,
     next_id: u32,
     /// Streams that used up their turn and have more to do.
     waiting: VecDeque<u32>,
@@ -38,6 +49,7 @@ pub struct Proxy {
 struct Joined {
     client: End,
     target: End,
+    port: u16,
     /// The address that is being tried; `None` once connected.
     connecting: Option<Loopback>,
     /// From the client to the target.
@@ -51,6 +63,7 @@ impl Proxy {
         Self {
             target_port: None,
             streams: HashMap::new(),
+            callers: HashMap::new(),
             next_id: 0,
             waiting: VecDeque::new(),
             buffer: vec![0; BUFFER_BYTES].into_boxed_slice(),
@@ -62,37 +75,69 @@ impl Proxy {
         self.target_port = Some(port);
     }
 
-    /// Joins a new stream. `client` does not block.
+    /// Joins a new stream to the target port. `client` does not block.
     pub fn open(&mut self, client: OwnedFd, poller: &Poller) {
         let Some(port) = self.target_port else { return };
-        if self.streams.len() >= MAX_STREAMS {
-            return;
-        }
-        let id = self.next_id;
-        self.next_id = self.next_id.wrapping_add(1);
-        // An error drops both ends: the host sees its stream closed.
-        let Ok((loopback, target)) = connect(Loopback::V4, port, id, poller) else {
-            return;
-        };
-        let registered = poller
-            .watch_edge(&client, Token::Client(id))
-            .or_else(|_| poller.watch_edge_as(&client, Token::Client(id)));
-        if registered.is_ok() {
-            let joined = Joined {
-                client: End::new(client),
-                target: End::new(target),
-                connecting: Some(loopback),
-                up: Direction::default(),
-                down: Direction::default(),
-            };
-            self.streams.insert(id, joined);
+        if let Some((id, client)) = self.admit(client, MAX_STREAMS, poller) {
+            self.join(id, client, port, Direction::default(), poller);
         }
     }
 
-    pub fn on_client(&mut self, id: u32, readiness: Readiness) {
+    /// Joins a new stream to the port that its first two bytes will name. Before the first call of
+    /// [`Self::set_target`] it is closed: a guest that is held for forking uses no TCP.
+    pub fn open_named(&mut self, client: OwnedFd, poller: &Poller) {
+        if self.target_port.is_some()
+            && let Some((id, client)) = self.admit(client, MAX_WITH_NAMED, poller)
+        {
+            self.callers.insert(id, Caller::new(client));
+        }
+    }
+
+    /// Watches a new stream, unless there are as many as this.
+    fn admit(&mut self, client: OwnedFd, limit: usize, poller: &Poller) -> Option<(u32, End)> {
+        if self.streams.len() + self.callers.len() >= limit {
+            return None;
+        }
+        let id = self.next_id;
+        self.next_id = self.next_id.wrapping_add(1);
+        let watched = poller
+            .watch_edge(&client, Token::Client(id))
+            .or_else(|_| poller.watch_edge_as(&client, Token::Client(id)));
+        // An error drops the stream: the host sees it closed.
+        watched.ok().map(|()| (id, End::new(client)))
+    }
+
+    /// `down` may hold what is said to the client once it is joined.
+    fn join(&mut self, id: u32, client: End, port: u16, down: Direction, poller: &Poller) {
+        // An error drops the client: the host sees its stream closed.
+        let Ok((loopback, target)) = connect(Loopback::V4, port, id, poller) else {
+            return;
+        };
+        let joined = Joined {
+            client,
+            target: End::new(target),
+            port,
+            connecting: Some(loopback),
+            up: Direction::default(),
+            down,
+        };
+        self.streams.insert(id, joined);
+    }
+
+    pub fn on_client(&mut self, id: u32, readiness: Readiness, poller: &Poller) {
         if let Some(joined) = self.streams.get_mut(&id) {
             joined.client.note(readiness);
             self.advance(id);
+        } else if let Some(mut caller) = self.callers.remove(&id) {
+            match caller.on_ready(readiness) {
+                Ok(Some(port)) => {
+                    let answer = Direction::beginning_with(&port.to_be_bytes());
+                    self.join(id, caller.into_client(), port, answer, poller);
+                }
+                Ok(None) => drop(self.callers.insert(id, caller)),
+                // The host has gone, or has named no port.
+                Err(_) => {}
+            }
         }
     }
 
@@ -117,15 +162,15 @@ impl Proxy {
     }
 
     fn try_v6(&mut self, id: u32, poller: &Poller) {
-        let connected = self
-            .target_port
-            .map(|port| connect(Loopback::V6, port, id, poller));
-        match (connected, self.streams.get_mut(&id)) {
-            (Some(Ok((loopback, target))), Some(joined)) => {
+        let Some(joined) = self.streams.get_mut(&id) else {
+            return;
+        };
+        match connect(Loopback::V6, joined.port, id, poller) {
+            Ok((loopback, target)) => {
                 joined.target = End::new(target);
                 joined.connecting = Some(loopback);
             }
-            _ => self.close(id),
+            Err(_) => self.close(id),
         }
     }
 
@@ -148,6 +193,11 @@ impl Proxy {
             return;
         };
         if joined.connecting.is_some() {
+            // A connect to a container that accepts nothing takes minutes to fail; the host may have
+            // gone before.
+            if joined.client.refuses_bytes() {
+                self.close(id);
+            }
             return;
         }
         match joined.advance(&mut self.buffer) {

@@ -45,7 +45,7 @@ impl End {
     }
 
     /// `None` when nothing can be read now.
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<Option<usize>> {
+    pub fn read(&mut self, buffer: &mut [u8]) -> io::Result<Option<usize>> {
         if !self.ready.readable {
             return Ok(None);
         }
@@ -106,6 +106,14 @@ enum State {
 impl Direction {
     pub fn is_over(&self) -> bool {
         self.state == State::Over
+    }
+
+    /// A direction that says `bytes` before anything of its source.
+    pub fn beginning_with(bytes: &[u8]) -> Self {
+        Self {
+            held: bytes.to_vec(),
+            ..Self::default()
+        }
     }
 
     /// Drops what is held: the reader has gone.

@@ -118,6 +118,14 @@ impl Agent {
         stream
     }
 
+    /// A stream that has named this port; nothing of the answer has been read.
+    pub fn loopback(&self, port: u16) -> UnixStream {
+        let mut stream = self.say(&format!("CONNECT {}\n", port::LOOPBACK));
+        expect_ok(&mut stream);
+        stream.write_all(&port.to_be_bytes()).unwrap();
+        stream
+    }
+
     /// Waits until the agent sleeps, and answers whether only an event can wake it: a guest that is held to be
     /// forked must cost nothing.
     pub fn sleeps_without_a_timer(&self) -> bool {

@@ -5,7 +5,7 @@ use std::thread;
 
 use wire::{ContainerSpec, GuestMessage};
 
-use crate::harness::{Agent, Control, DEADLINE, idle, listener, shell};
+use crate::harness::{Agent, CLOSED_PORT, Control, DEADLINE, idle, listener, shell, wait_until};
 
 /// An agent whose container runs and is ready; the test is the container's server.
 fn ready(target: &TcpListener) -> (Agent, Control) {
@@ -123,6 +123,79 @@ fn stream_before_the_start_is_closed() {
 }
 
 #[test]
+fn stream_that_names_a_port_is_joined_to_it_and_told_so() {
+    let target = listener();
+    let (agent, _control) = ready(&target);
+    for other in [
+        listener(),
+        TcpListener::bind((Ipv6Addr::LOCALHOST, 0)).unwrap(),
+    ] {
+        let port = other.local_addr().unwrap().port();
+        let mut client = agent.loopback(port);
+        let mut server = accept(&other);
+        let mut answer = [0; 2];
+        client.read_exact(&mut answer).unwrap();
+        assert_eq!(u16::from_be_bytes(answer), port);
+        client.write_all(b"request").unwrap();
+        client.shutdown(Shutdown::Write).unwrap();
+        assert_eq!(read_all(&mut server), b"request");
+        server.write_all(b"answer").unwrap();
+        drop(server);
+        assert_eq!(read_all(&mut client), b"answer");
+    }
+    // The target port is one like all others.
+    let mut client = agent.loopback(target.local_addr().unwrap().port());
+    let _server = accept(&target);
+    client.read_exact(&mut [0; 2]).unwrap();
+}
+
+#[test]
+fn port_that_refuses_and_port_zero_close_the_stream_without_an_answer() {
+    let target = listener();
+    let (agent, _control) = ready(&target);
+    for port in [CLOSED_PORT, 0] {
+        assert_eq!(read_all(&mut agent.loopback(port)), b"", "{port}");
+    }
+}
+
+#[test]
+fn stream_that_names_its_port_slowly_holds_up_nobody() {
+    let target = listener();
+    let (agent, _control) = ready(&target);
+    let other = listener();
+    let [high, low] = other.local_addr().unwrap().port().to_be_bytes();
+    let mut slow = agent.say("CONNECT 1026\n");
+    slow.read_exact(&mut [0; 8]).unwrap();
+    slow.write_all(&[high]).unwrap();
+    let mut quick = agent.loopback(other.local_addr().unwrap().port());
+    drop(accept(&other));
+    assert_eq!(read_all(&mut quick), [high, low]);
+    slow.write_all(&[low]).unwrap();
+    let mut server = accept(&other);
+    server.write_all(b"late").unwrap();
+    drop(server);
+    assert_eq!(read_all(&mut slow), [&[high, low][..], b"late"].concat());
+}
+
+#[test]
+fn stream_that_names_a_port_before_the_start_is_closed() {
+    let agent = Agent::start();
+    let _control = agent.greeted();
+    let other = listener();
+    // The agent may have closed it before the port was named.
+    let mut client = agent.say("CONNECT 1026\n");
+    let _ = client.write_all(&other.local_addr().unwrap().port().to_be_bytes());
+    let mut said = Vec::new();
+    let _ = client.read_to_end(&mut said);
+    assert_eq!(said, b"OK 1026\n");
+    other.set_nonblocking(true).unwrap();
+    assert_eq!(
+        other.accept().unwrap_err().kind(),
+        std::io::ErrorKind::WouldBlock
+    );
+}
+
+#[test]
 fn client_that_goes_away_closes_the_connection_of_a_silent_server() {
     let target = listener();
     let (agent, _control) = ready(&target);
@@ -142,6 +215,30 @@ fn server_that_goes_away_closes_the_stream() {
     let mut client = agent.stream();
     drop(accept(&target));
     assert_eq!(read_all(&mut client), b"");
+}
+
+#[test]
+fn client_that_goes_away_ends_a_connect_that_nobody_accepts() {
+    let target = listener();
+    let (agent, _control) = ready(&target);
+    // Its queue has room for one connection, and it takes none out.
+    let deaf = listener();
+    rustix::net::listen(&deaf, 0).unwrap();
+    let port = deaf.local_addr().unwrap().port();
+    let descriptors = || {
+        let folder = format!("/proc/{}/fd", agent.pid());
+        std::fs::read_dir(folder).unwrap().count()
+    };
+    let before = descriptors();
+    let mut clients: Vec<_> = (0..4).map(|_| agent.loopback(port)).collect();
+    clients[0].read_exact(&mut [0; 2]).unwrap();
+    wait_until("all are joined", || descriptors() == before + 8);
+    let mut last = clients.pop().unwrap();
+    last.set_read_timeout(Some(std::time::Duration::from_millis(200)))
+        .unwrap();
+    last.read_exact(&mut [0; 2]).unwrap_err();
+    drop((clients, last));
+    wait_until("nothing is left of them", || descriptors() == before);
 }
 
 /// Sends everything and checks that everything comes back.
@@ -192,7 +289,7 @@ fn two_hundred_streams_at_once_do_not_mix() {
 }
 
 #[test]
-fn stream_above_the_limit_of_1024_is_closed_and_a_later_one_works_again() {
+fn stream_above_the_limit_is_closed_and_a_later_one_works_again() {
     let target = listener();
     let (agent, _control) = ready(&target);
     rustix::process::setrlimit(
@@ -203,10 +300,16 @@ fn stream_above_the_limit_of_1024_is_closed_and_a_later_one_works_again() {
         },
     )
     .unwrap();
-    let pairs: Vec<_> = (0..1024)
+    let pairs: Vec<_> = (0..1008)
         .map(|_| (agent.stream(), accept(&target)))
         .collect();
     assert_eq!(read_all(&mut agent.stream()), b"");
+    // The host can still ask how the container is.
+    let port = target.local_addr().unwrap().port();
+    let mut named = agent.loopback(port);
+    drop(accept(&target));
+    assert_eq!(read_all(&mut named), port.to_be_bytes());
+    drop(named);
     let mut pairs = pairs.into_iter();
     let (client, mut server) = pairs.next().unwrap();
     drop(client);

@@ -3,7 +3,7 @@
 //! A guest has one control stream to its host, opened by the agent on vsock port
 //! [`port::CONTROL`]; frames on it carry [`HostMessage`] and [`GuestMessage`] as JSON. Request
 //! bytes never travel here: each forwarded connection is its own vsock stream to
-//! [`port::STREAM`], raw from the first byte.
+//! [`port::STREAM`], raw from the first byte, or to [`port::LOOPBACK`].
 //!
 //! A worker may outlive the binary that started it, so both sides must accept a peer of another
 //! version: see `VERSIONING.md`.
@@ -20,7 +20,7 @@ pub use message::{ContainerSpec, Exit, GuestMessage, HostMessage, Identity, Stre
 
 /// The version of the messages, sent in [`GuestMessage::Hello`]. Raised when a change is more than
 /// a new optional field or a new message that the other side may ignore.
-pub const VERSION: u16 = 2;
+pub const VERSION: u16 = 3;
 
 /// vsock ports, the same in every guest.
 pub mod port {
@@ -28,4 +28,9 @@ pub mod port {
     pub const CONTROL: u32 = 1024;
     /// The agent listens here; each connection is joined to `127.0.0.1:targetPort`.
     pub const STREAM: u32 = 1025;
+    /// The agent listens here, too; each connection begins with two bytes from the host, a TCP port of
+    /// the container in network order. It is joined to that port of `127.0.0.1`, or of `::1`. Once the
+    /// container has accepted, the agent answers with the same two bytes, and what follows is raw. A
+    /// connection that is closed without them was refused. No other address can be named.
+    pub const LOOPBACK: u32 = 1026;
 }

@@ -3,12 +3,14 @@
 //! There is no token here: who may open the socket may do everything. Pools have the shape of
 //! `Microsoft.App/sessionPools`; images, goldens, tokens and health are our own.
 
+mod changes;
 mod goldens;
 mod images;
 mod listener;
 mod pools;
 mod properties;
 mod resource;
+mod sessions;
 mod tokens;
 
 #[cfg(test)]
@@ -23,6 +25,7 @@ use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
 use serde_json::{Value, json};
 
+pub use changes::Changes;
 pub use goldens::{GoldenService, GoldenSummary};
 pub use images::{ImageService, ImageSummary, ImportOrder};
 pub use listener::{bind, serve};
@@ -44,6 +47,7 @@ pub struct Admin {
     pub goldens: Arc<dyn GoldenService>,
     pub rules: Rules,
     pub endpoints: Endpoints,
+    pub changes: Changes,
 }
 
 /// Where sessions are reached.

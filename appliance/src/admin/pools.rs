@@ -1,12 +1,13 @@
-//! Session pools as resources: make, show, list, delete.
+//! Session pools as resources: make, change, show, list, delete.
 
 use std::time::Duration;
 
 use http::{Method, Request, StatusCode};
 use hyper::body::Incoming;
-use serde_json::json;
+use serde_json::{Value, json};
 
-use super::properties::{Address, checked};
+use super::changes::Turn;
+use super::properties::{Address, checked, patched};
 use super::{Admin, Reply, allow, nothing_here, query_value, read_json, resource};
 use crate::front::percent_decode;
 use crate::front::refusal::{Code, Refusal};
@@ -16,6 +17,7 @@ use crate::store::PoolRecord;
 
 const PROVIDER: &str = "Microsoft.App";
 const RESOURCE: &str = "sessionPools";
+const SESSIONS: &str = "sessions";
 
 /// What a path is about.
 #[derive(Debug, PartialEq, Eq)]
@@ -23,6 +25,8 @@ enum Scope {
     Subscription(String),
     Group(String, String),
     Pool(Address),
+    Sessions(Address),
+    Session(Address, String),
 }
 
 impl Admin {
@@ -33,39 +37,60 @@ impl Admin {
     ) -> Result<Reply, Refusal> {
         let scope = scope(path)?;
         check_version(query_value(request.uri().query(), "api-version").as_deref())?;
-        let address = match scope {
+        match scope {
             Scope::Subscription(subscription) => {
                 allow(&request, &[Method::GET])?;
-                return Ok(self.list_pools(&subscription, None));
+                Ok(self.list_pools(&subscription, None).await)
             }
             Scope::Group(subscription, group) => {
                 allow(&request, &[Method::GET])?;
-                return Ok(self.list_pools(&subscription, Some(&group)));
+                Ok(self.list_pools(&subscription, Some(&group)).await)
             }
-            Scope::Pool(address) => address,
-        };
-        match *allow(&request, &[Method::GET, Method::PUT, Method::DELETE])? {
+            Scope::Pool(address) => self.one_pool(address, request).await,
+            Scope::Sessions(address) => self.list_sessions(&address, &request).await,
+            Scope::Session(address, identifier) => {
+                self.one_session(&address, &identifier, &request).await
+            }
+        }
+    }
+
+    async fn one_pool(
+        &self,
+        address: Address,
+        request: Request<Incoming>,
+    ) -> Result<Reply, Refusal> {
+        let methods = [Method::GET, Method::PUT, Method::PATCH, Method::DELETE];
+        match *allow(&request, &methods)? {
             Method::GET => {
                 let pool = self.find_pool(&address, false)?;
-                Ok(Reply::ok(resource::pool(&pool, &self.endpoints)))
+                let resource = self.resource(&pool).await;
+                resource
+                    .map(Reply::ok)
+                    .ok_or_else(|| no_such_pool(&address))
             }
             Method::DELETE => self.delete_pool(&address).await,
+            Method::PATCH => self.patch_pool(address, request).await,
             _ => self.put_pool(address, request).await,
         }
     }
 
-    fn list_pools(&self, subscription: &str, group: Option<&str>) -> Reply {
+    async fn list_pools(&self, subscription: &str, group: Option<&str>) -> Reply {
         let here = |pool: &PoolRecord| {
             pool.subscription.eq_ignore_ascii_case(subscription)
                 && group.is_none_or(|group| pool.resource_group.eq_ignore_ascii_case(group))
         };
-        let pools = self.pools.list();
-        let value: Vec<_> = pools
-            .iter()
-            .filter(|pool| here(pool))
-            .map(|pool| resource::pool(pool, &self.endpoints))
-            .collect();
+        let mut value = Vec::new();
+        for pool in self.pools.list().iter().filter(|pool| here(pool)) {
+            value.extend(self.resource(pool).await);
+        }
         Reply::ok(json!({ "value": value, "nextLink": null }))
+    }
+
+    /// The resource; `None` if it has just been deleted.
+    async fn resource(&self, pool: &PoolRecord) -> Option<Value> {
+        let (_, driver) = self.pools.get(&pool.name)?;
+        let status = driver.status().await;
+        Some(resource::pool(pool, &status, &self.endpoints))
     }
 
     async fn put_pool(
@@ -74,15 +99,55 @@ impl Admin {
         request: Request<Incoming>,
     ) -> Result<Reply, Refusal> {
         let body = read_json(request).await?;
-        let pool = checked(&body, address, &self.rules, &*self.images)?;
-        let (pool, put) = self.pools.put(pool).await.map_err(not_changed)?;
+        let turn = self.changes.begin(&address.name).await;
+        let current = self.find_pool(&address, false).ok();
+        self.change(&body, address, current.as_deref(), turn).await
+    }
+
+    async fn patch_pool(
+        &self,
+        address: Address,
+        request: Request<Incoming>,
+    ) -> Result<Reply, Refusal> {
+        let patch = read_json(request).await?;
+        let turn = self.changes.begin(&address.name).await;
+        let current = self.find_pool(&address, false)?;
+        let body = patched(&current, patch, &resource::id(&current))?;
+        let address = Address {
+            subscription: current.subscription.clone(),
+            resource_group: current.resource_group.clone(),
+            name: current.name.to_string(),
+        };
+        self.change(&body, address, Some(&current), turn).await
+    }
+
+    /// Makes the pool what `body` says. The turn is held until that is done, even if the caller goes
+    /// away.
+    async fn change(
+        &self,
+        body: &Value,
+        address: Address,
+        current: Option<&PoolRecord>,
+        turn: Turn,
+    ) -> Result<Reply, Refusal> {
+        let pool = checked(body, address, current, &self.rules, &*self.images)?;
+        let (pools, name) = (self.pools.clone(), pool.name.clone());
+        let change = tokio::spawn(async move {
+            let put = pools.put(pool).await;
+            drop(turn);
+            put
+        });
+        let lost = |error| Refusal::internal("The change of the pool was lost", error);
+        let (pool, put) = change.await.map_err(lost)?.map_err(not_changed)?;
         let status = match put {
             Put::Created => StatusCode::CREATED,
             Put::Updated => StatusCode::OK,
         };
+        let body = self.resource(&pool).await;
+        let gone = || not_changed(PoolChangeError::Withdrawn { name });
         Ok(Reply {
             status,
-            body: Some(resource::pool(&pool, &self.endpoints)),
+            body: Some(body.ok_or_else(gone)?),
         })
     }
 
@@ -100,11 +165,11 @@ impl Admin {
                 body: None,
             })
         } else {
-            Err(not_found(address))
+            Err(no_such_pool(address))
         }
     }
 
-    fn find_pool(
+    pub(super) fn find_pool(
         &self,
         address: &Address,
         pending_too: bool,
@@ -123,11 +188,11 @@ impl Admin {
         };
         found
             .filter(|pool| here(pool))
-            .ok_or_else(|| not_found(address))
+            .ok_or_else(|| no_such_pool(address))
     }
 }
 
-fn not_found(address: &Address) -> Refusal {
+pub(super) fn no_such_pool(address: &Address) -> Refusal {
     let Address {
         name,
         resource_group,
@@ -141,6 +206,9 @@ fn not_changed(error: PoolChangeError) -> Refusal {
     let message = error.to_string();
     match error {
         PoolChangeError::NameInUse { .. } => Refusal::new(Code::SessionPoolNameInUse, message),
+        PoolChangeError::TooLarge { source, .. } => {
+            Refusal::new(Code::SessionPoolInvalidProperty, message).target(source.property)
+        }
         PoolChangeError::NotPrepared { failure, .. } => not_prepared(&failure),
         PoolChangeError::Withdrawn { .. } => closing(message),
         PoolChangeError::Store { .. } => Refusal::internal(message, error),
@@ -165,7 +233,7 @@ fn closing(message: impl Into<String>) -> Refusal {
     Refusal::new(Code::SessionPoolClosing, message).retry_after(Duration::from_secs(1))
 }
 
-/// `/subscriptions/{s}[/resourceGroups/{rg}]/providers/Microsoft.App/sessionPools[/{name}]`.
+/// `/subscriptions/{s}[/resourceGroups/{rg}]/providers/Microsoft.App/sessionPools[/{name}[/sessions[/{identifier}]]]`.
 fn scope(path: &str) -> Result<Scope, Refusal> {
     let segments: Vec<&str> = path.split('/').skip(1).collect();
     let is = |segment: &str, word: &str| segment.eq_ignore_ascii_case(word);
@@ -194,12 +262,21 @@ fn scope(path: &str) -> Result<Scope, Refusal> {
             let (subscription, resource_group) = (value(s)?, value(g)?);
             match rest {
                 [] => Ok(Scope::Group(subscription, resource_group)),
-                [name] => Ok(Scope::Pool(Address {
-                    subscription,
-                    resource_group,
-                    name: value(name)?,
-                })),
-                _ => Err(nothing_here()),
+                [name, rest @ ..] => {
+                    let pool = Address {
+                        subscription,
+                        resource_group,
+                        name: value(name)?,
+                    };
+                    match rest {
+                        [] => Ok(Scope::Pool(pool)),
+                        [word] if is(word, SESSIONS) => Ok(Scope::Sessions(pool)),
+                        [word, identifier] if is(word, SESSIONS) => {
+                            Ok(Scope::Session(pool, value(identifier)?))
+                        }
+                        _ => Err(nothing_here()),
+                    }
+                }
             }
         }
         _ => Err(nothing_here()),

@@ -3,72 +3,91 @@
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
-use super::Endpoints;
+use super::{Endpoints, properties};
+use crate::pool::view::{Counts, PoolStatus, RevisionStatus};
 use crate::store::PoolRecord;
 
+pub const TYPE: &str = "Microsoft.App/sessionPools";
+
 /// The resource, in the nested form of api-version 2025-01-01 and later.
-pub fn pool(pool: &PoolRecord, endpoints: &Endpoints) -> Value {
+pub fn pool(pool: &PoolRecord, status: &PoolStatus, endpoints: &Endpoints) -> Value {
     let PoolRecord {
         subscription,
         resource_group,
         name,
         ..
     } = pool;
-    let env: Vec<_> = pool
-        .env
-        .iter()
-        .map(|var| json!({ "name": var.name, "value": var.value }))
-        .collect();
-    let mut container = json!({
-        "name": pool.container_name,
-        "image": pool.image,
-        "env": env,
-        "resources": {
-            "cpu": f64::from(pool.cpu_millis) / 1000.0,
-            "memory": memory(pool.mem_mib),
-            "ephemeralStorage": memory(pool.disk_mib),
-        },
+    let mut resource = properties::render(pool);
+    resource["id"] = id(pool).into();
+    resource["name"] = name.as_str().into();
+    resource["type"] = TYPE.into();
+    resource["systemData"] = json!({
+        "createdAt": moment(pool.created_at_ms),
+        "lastModifiedAt": moment(pool.modified_at_ms),
     });
-    if !pool.command.is_empty() {
-        container["command"] = json!(pool.command);
-    }
-    if !pool.args.is_empty() {
-        container["args"] = json!(pool.args);
-    }
+    let properties = &mut resource["properties"];
+    properties["provisioningState"] = "Succeeded".into();
+    properties["nodeCount"] = 1.into();
+    properties["poolManagementEndpoint"] = endpoints
+        .of(subscription, resource_group, name.as_str())
+        .into();
+    properties["sessionCounts"] = session_counts(status);
+    properties["templateUpdateStatus"] = update_status(status);
+    resource
+}
+
+/// As resource manager writes it.
+pub fn id(pool: &PoolRecord) -> String {
+    let PoolRecord {
+        subscription,
+        resource_group,
+        name,
+        ..
+    } = pool;
+    format!("/subscriptions/{subscription}/resourceGroups/{resource_group}/providers/{TYPE}/{name}")
+}
+
+/// Our own: what the pool holds now, of whatever revision.
+fn session_counts(status: &PoolStatus) -> Value {
+    let revisions = || std::iter::once(&status.active).chain(&status.desired);
+    let sum = |count: fn(&Counts) -> u32| -> u32 {
+        revisions().map(|revision| count(&revision.counts)).sum()
+    };
     json!({
-        "id": format!(
-            "/subscriptions/{subscription}/resourceGroups/{resource_group}/providers/Microsoft.App/sessionPools/{name}"
-        ),
-        "name": name.as_str(),
-        "type": "Microsoft.App/sessionPools",
-        "location": pool.location,
-        "tags": pool.tags,
-        "systemData": {
-            "createdAt": moment(pool.created_at_ms),
-            "lastModifiedAt": moment(pool.modified_at_ms),
-        },
-        "properties": {
-            "provisioningState": "Succeeded",
-            "poolManagementType": "Dynamic",
-            "containerType": "CustomContainer",
-            "nodeCount": 1,
-            "forkPoint": pool.fork_point.to_string(),
-            "poolManagementEndpoint": endpoints.of(subscription, resource_group, name.as_str()),
-            "scaleConfiguration": {
-                "maxConcurrentSessions": pool.max_sessions,
-                "readySessionInstances": 0,
-            },
-            "dynamicPoolConfiguration": { "lifecycleConfiguration": {
-                "lifecycleType": "Timed",
-                "cooldownPeriodInSeconds": pool.cooldown_seconds,
-            } },
-            "customContainerTemplate": {
-                "containers": [container],
-                "ingress": { "targetPort": pool.target_port },
-            },
-            "sessionNetworkConfiguration": { "status": "EgressDisabled" },
-        },
+        "ready": sum(|counts| counts.ready),
+        "pending": sum(|counts| counts.pending),
+        "allocated": sum(|counts| counts.allocated),
+        "draining": sum(|counts| counts.draining),
+        "failed": sum(|counts| counts.failed),
     })
+}
+
+fn update_status(status: &PoolStatus) -> Value {
+    let mut update = json!({ "activeTemplate": template_status(&status.active) });
+    if let Some(desired) = &status.desired {
+        update["desiredTemplate"] = template_status(desired);
+    }
+    update
+}
+
+/// `TemplateStatus` of the preview api-versions. An image is imported before a pool is made of it, so
+/// its pull cannot fail here.
+fn template_status(revision: &RevisionStatus) -> Value {
+    let counts = &revision.counts;
+    let mut template = properties::render_template(&revision.record);
+    template["details"] = revision.last_failure.clone().unwrap_or_default().into();
+    template["createdTime"] = moment(revision.record.modified_at_ms).into();
+    template["revision"] = revision.revision.to_string().into();
+    template["status"] = json!({
+        "expectedCount": counts.expected,
+        "readyCount": counts.ready,
+        "pendingCount": counts.pending,
+        "imagePullFailCount": 0,
+        "crashCount": counts.failed,
+        "allocatedCount": counts.allocated,
+        "drainingCount": counts.draining,
+    });
+    template
 }
 
 /// `512` → `0.5Gi`.

@@ -51,6 +51,7 @@ impl Golden {
             container: image.container.clone(),
         };
         let mut run = Run::start(workers, boot_request(image, purpose)?).await?;
+        run.worker.freeze_when_ready().await;
         run.until_held().await?;
         run.worker.pause().await?;
         let files = SaveFiles {

@@ -11,7 +11,7 @@ use tokio::time::timeout;
 use super::figures::Sample;
 use super::image::Image;
 use crate::worker::spec::ForkPoint;
-use crate::worker::{LaunchRequest, Purpose, Source, Worker, WorkerEvent, WorkerHost};
+use crate::worker::{LaunchRequest, Purpose, Source, Urgency, Worker, WorkerEvent, WorkerHost};
 
 /// A guest that takes longer has failed, even in an emulated host with fifty of them.
 const LIMIT: Duration = Duration::from_secs(120);
@@ -48,6 +48,7 @@ pub fn request(source: Source, purpose: Purpose) -> LaunchRequest {
         cpu_millis: CPU_MILLIS,
         mem_mib: MEM_MIB,
         purpose,
+        urgency: Urgency::Claim,
     }
 }
 

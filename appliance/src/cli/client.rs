@@ -40,6 +40,18 @@ pub fn pool_path(group: &str, name: Option<&str>) -> String {
     )
 }
 
+/// The path of a session, or of all sessions of a pool when `identifier` is absent.
+pub fn session_path(group: &str, pool: &str, identifier: Option<&str>) -> String {
+    let pool = pool_path(group, Some(pool));
+    let identifier = identifier
+        .map(|identifier| format!("/{}", escape(identifier)))
+        .unwrap_or_default();
+    match pool.split_once('?') {
+        Some((path, query)) => format!("{path}/sessions{identifier}?{query}"),
+        None => format!("{pool}/sessions{identifier}"),
+    }
+}
+
 /// Percent-encodes everything but the unreserved characters of RFC 3986 §2.3.
 pub fn escape(text: &str) -> String {
     text.bytes()
@@ -328,5 +340,11 @@ mod tests {
     fn names_are_escaped_in_paths() {
         assert_eq!(escape("a/b:1?x=ä"), "a%2Fb%3A1%3Fx%3D%C3%A4");
         assert!(pool_path("rg", Some("p/../q")).contains("/sessionPools/p%2F..%2Fq?"));
+        let path = session_path("rg", "p", Some("a/b?"));
+        assert!(
+            path.contains("/sessionPools/p/sessions/a%2Fb%3F?api-version="),
+            "{path}"
+        );
+        assert!(session_path("rg", "p", None).contains("/p/sessions?api-version="));
     }
 }

@@ -11,13 +11,16 @@ use super::args::Cli;
 
 const GREEDY: [&str; 2] = ["--command", "--args"];
 
-/// Rewrites the arguments of `sessionpool create`; all others stay as they are.
+/// Rewrites the arguments of `sessionpool create` and `update`; all others stay as they are.
 pub fn expand(arguments: Vec<OsString>) -> Vec<OsString> {
     let named = |at: usize, name: &str| arguments.get(at).is_some_and(|argument| argument == name);
-    if !(named(1, "sessionpool") && named(2, "create")) {
+    let command = ["create", "update"]
+        .into_iter()
+        .find(|command| named(1, "sessionpool") && named(2, command));
+    let Some(command) = command else {
         return arguments;
-    }
-    let known = long_flags();
+    };
+    let known = long_flags(command);
     let mut expanded = Vec::with_capacity(arguments.len());
     let mut rest = arguments.into_iter().peekable();
     while let Some(argument) = rest.next() {
@@ -40,15 +43,15 @@ pub fn expand(arguments: Vec<OsString>) -> Vec<OsString> {
     expanded
 }
 
-fn long_flags() -> Vec<String> {
+fn long_flags(command: &str) -> Vec<String> {
     let mut cli = Cli::command();
     cli.build();
-    let create = cli
+    let flags = cli
         .find_subcommand("sessionpool")
-        .and_then(|pools| pools.find_subcommand("create"))
+        .and_then(|pools| pools.find_subcommand(command))
         .into_iter()
         .flat_map(clap::Command::get_arguments);
-    create
+    flags
         .filter_map(clap::Arg::get_long)
         .map(|long| format!("--{long}"))
         .collect()
@@ -77,6 +80,10 @@ mod tests {
         assert_eq!(
             expanded("cabana sessionpool create --command sh -c --args -n --x --cpu=1 --json -n p"),
             "cabana sessionpool create --command=sh --command=-c --args=-n --args=--x --cpu=1 --json -n p"
+        );
+        assert_eq!(
+            expanded("cabana sessionpool update --args -c --probe-yaml f --command  --name p"),
+            "cabana sessionpool update --args=-c --probe-yaml f --command= --name p"
         );
     }
 

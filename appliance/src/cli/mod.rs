@@ -10,8 +10,11 @@ mod golden;
 mod greedy;
 mod image;
 mod output;
+mod probes;
+mod session;
 mod sessionpool;
 mod source;
+mod store;
 mod token;
 mod values;
 
@@ -23,7 +26,10 @@ use crate::config::{self, Overrides};
 use crate::exit::{Exit, Failure};
 use crate::warden::{self, Task};
 use crate::{appliance, doctor, telemetry, worker};
-use args::{Cli, Command, GoldenCommand, ImageCommand, SessionPoolCommand, TokenCommand};
+use args::{
+    Cli, Command, GoldenCommand, ImageCommand, SessionCommand, SessionPoolCommand, StoreCommand,
+    TokenCommand,
+};
 
 /// Runs the command that the process was started with.
 pub fn run() -> Exit {
@@ -64,10 +70,16 @@ fn dispatch(cli: Cli) -> Result<Exit, Failure> {
         }
         Command::SessionPool(command) => match command {
             SessionPoolCommand::Create(create) => sessionpool::create(create),
+            SessionPoolCommand::Update(update) => sessionpool::update(update),
             SessionPoolCommand::Show(target) => sessionpool::show(&target),
             SessionPoolCommand::List(list) => sessionpool::list(&list),
             SessionPoolCommand::Delete(target) => sessionpool::delete(&target),
         },
+        Command::Session(SessionCommand::List(target)) => session::list(&target),
+        Command::Session(SessionCommand::Show(target)) => session::show(&target),
+        Command::Session(SessionCommand::Stop(target)) => session::stop(&target),
+        Command::Store(StoreCommand::Export(export)) => store::export(&export),
+        Command::Store(StoreCommand::Import(import)) => store::import(&import),
         Command::Image(ImageCommand::Import(import)) => image::import(&import),
         Command::Image(ImageCommand::Ls(list)) => image::list(&list),
         Command::Golden(GoldenCommand::Ls(list)) => golden::list(&list),
@@ -209,6 +221,42 @@ mod tests {
             (
                 with(&["--target-port", "80", "--ephemeral-storage", "big"]),
                 "--ephemeral-storage",
+            ),
+            (
+                with(&["--target-port", "80", "--lifecycle-type", "Eternal"]),
+                "OnContainerExit",
+            ),
+            (
+                with(&[
+                    "--target-port",
+                    "80",
+                    "--cooldown-period",
+                    "1",
+                    "--max-alive-period",
+                    "1",
+                ]),
+                "cannot be used with",
+            ),
+            (
+                with(&["--target-port", "80", "--ready-sessions", "-1"]),
+                "-1",
+            ),
+            (vec!["sessionpool", "update", "--cpu", "1"], "--name"),
+            (
+                vec!["sessionpool", "update", "--name", "p", "--cpu", "0"],
+                "--cpu",
+            ),
+            (vec!["session", "list"], "--name"),
+            (vec!["session", "show", "--name", "p"], "--identifier"),
+            (
+                vec!["session", "stop", "--name", "p", "--identifier", "abc"],
+                "4 to 128 characters",
+            ),
+            (vec!["store"], "A command is needed"),
+            (vec!["store", "import"], "FILE"),
+            (
+                vec!["store", "export", "--salvage", "--with-keys"],
+                "cannot be used with",
             ),
             (vec!["golden", "inspect"], "FILE"),
             (vec!["token", "create", "--ttl", "soon"], "--ttl"),

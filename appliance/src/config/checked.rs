@@ -28,8 +28,13 @@ const DEFAULT_MOST_SPARE_WORKERS: u32 = 16;
 /// A guest that comes up waits now and then; more at once would only wait for each other.
 const PARALLEL_STARTS_PER_CORE: u32 = 2;
 
+/// A guest whose memory is not there is killed by the kernel, so nothing is promised twice.
+const DEFAULT_MEMORY_OVERCOMMIT: f64 = 1.0;
+/// Sessions wait for their callers most of the time.
+const DEFAULT_CPU_OVERCOMMIT: f64 = 8.0;
+
 /// What the appliance runs with.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Checked {
     pub listen: SocketAddr,
     /// Pools answer at `<pool>.<domain>` too when this is set.
@@ -44,6 +49,9 @@ pub struct Checked {
     pub spare_workers: u32,
     /// Guests that come up at the same time.
     pub parallel_starts: u32,
+    /// How often the host's memory and CPUs may be promised to sessions.
+    pub memory_overcommit: f64,
+    pub cpu_overcommit: f64,
     pub paths: Paths,
 }
 
@@ -160,6 +168,18 @@ fn check(raw: RawConfig, paths: Paths, overrides: &Overrides) -> Result<Checked,
         uid_base,
         spare_workers,
         parallel_starts,
+        memory_overcommit: number(
+            "memory_overcommit",
+            raw.memory_overcommit,
+            DEFAULT_MEMORY_OVERCOMMIT,
+            0.1..=100.0,
+        )?,
+        cpu_overcommit: number(
+            "cpu_overcommit",
+            raw.cpu_overcommit,
+            DEFAULT_CPU_OVERCOMMIT,
+            0.1..=1000.0,
+        )?,
         paths,
     })
 }
@@ -192,6 +212,27 @@ fn integer(
         .ok_or_else(|| ConfigError::Value {
             key,
             expected: format!("a whole number from {} to {}", range.start(), range.end()),
+            found: shown(&value),
+        })
+}
+
+fn number(
+    key: &'static str,
+    value: Option<toml::Value>,
+    default: f64,
+    range: RangeInclusive<f64>,
+) -> Result<f64, ConfigError> {
+    let Some(value) = value else {
+        return Ok(default);
+    };
+    let whole = || value.as_integer().map(|number| number as f64);
+    value
+        .as_float()
+        .or_else(whole)
+        .filter(|number| range.contains(number))
+        .ok_or_else(|| ConfigError::Value {
+            key,
+            expected: format!("a number from {} to {}", range.start(), range.end()),
             found: shown(&value),
         })
 }
@@ -274,6 +315,19 @@ mod tests {
     }
 
     #[test]
+    fn host_is_promised_once_and_its_cpus_eight_times_unless_told_otherwise() {
+        let factors = |text| {
+            let config = checked(text).unwrap();
+            (config.memory_overcommit, config.cpu_overcommit)
+        };
+        assert_eq!(factors(""), (1.0, 8.0));
+        assert_eq!(
+            factors("memory_overcommit = 2\ncpu_overcommit = 0.5"),
+            (2.0, 0.5)
+        );
+    }
+
+    #[test]
     fn unknown_key_is_refused_by_name_with_its_line() {
         let line = refusal("listen = \"[::]:1\"\nlissten = \"0.0.0.0:1\"\n");
         assert!(
@@ -300,6 +354,12 @@ mod tests {
             ("spare_workers", "-1"),
             ("parallel_starts", "0"),
             ("parallel_starts", "257"),
+            ("memory_overcommit", "0"),
+            ("memory_overcommit", "100.5"),
+            ("memory_overcommit", "nan"),
+            ("cpu_overcommit", "0.09"),
+            ("cpu_overcommit", "1001"),
+            ("cpu_overcommit", "\"8\""),
             ("uid_base", "0"),
             ("uid_base", "4294967295"),
         ];

@@ -13,4 +13,6 @@ pub struct RawConfig {
     pub uid_base: Option<toml::Value>,
     pub spare_workers: Option<toml::Value>,
     pub parallel_starts: Option<toml::Value>,
+    pub memory_overcommit: Option<toml::Value>,
+    pub cpu_overcommit: Option<toml::Value>,
 }

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! listener (tls) ─▶ Front::handle ─▶ auth ─▶ route ─▶ pool claim ─▶ forward ─▶ container
+//!                        │                     └─ /.management ─▶ management
 //!                        └─ anything wrong ─▶ refusal
 //! ```
 //!
@@ -18,6 +19,7 @@ pub mod tls;
 
 mod forward;
 mod headers;
+mod management;
 mod route;
 
 pub use route::percent_decode;
@@ -35,6 +37,7 @@ use hyper::body::Incoming;
 use answer::{AnswerBody, RequestLog};
 use auth::{Authority, SESSION_EXECUTOR};
 use forward::{Outgoing, forward};
+use management::{Asked, Reply};
 use refusal::{Code, OPERATION_ID_HEADER, Refusal};
 
 use crate::pool::Pools;
@@ -54,21 +57,22 @@ impl Front {
     pub async fn handle(&self, request: Request<Incoming>, peer: IpAddr) -> Response<AnswerBody> {
         let mut log = RequestLog::new(request.method().clone(), request.version());
         let operation = operation_id(request.headers()).unwrap_or_else(|| log.trace.clone());
-        let outgoing = match self.clear(request, peer, &operation, &mut log).await {
-            Ok(outgoing) => outgoing,
-            Err(refusal) => return answer::refuse(refusal, &operation, log),
-        };
-        forward(outgoing, log).await
+        match self.clear(request, peer, &operation, &mut log).await {
+            Ok(Cleared::Forward(outgoing)) => forward(*outgoing, log).await,
+            Ok(Cleared::Managed(reply)) => reply.into_response(&operation, log),
+            Err(refusal) => answer::refuse(refusal, &operation, log),
+        }
     }
 
-    /// Everything that must be right before the request may go to a container.
+    /// Everything that must be right before the request may go to a container, or the answer if it is
+    /// not for one.
     async fn clear(
         &self,
         request: Request<Incoming>,
         peer: IpAddr,
         operation: &str,
         log: &mut RequestLog,
-    ) -> Result<Outgoing, Refusal> {
+    ) -> Result<Cleared, Refusal> {
         let version = request.version();
         headers::refuse_ambiguous(request.method(), request.headers(), version).map_err(
             |refusal| {
@@ -99,23 +103,35 @@ impl Front {
             return Err(route::no_pool(route.pool.as_str()));
         }
         log.pool = Some(route.pool.clone());
-        if route.is_management() {
-            let message = "This management call is not supported on a custom container pool";
-            return Err(Refusal::new(Code::SessionRequestNotSupported, message));
+        if route.management().is_some() {
+            let asked = Asked {
+                route: &route,
+                host: &host,
+                uri: request.uri(),
+                pool: &handle,
+            };
+            let reply = management::answer(&request, asked, log).await?;
+            return Ok(Cleared::Managed(reply));
         }
         let identifier = route::identifier(route.rest.query())?;
         let lease = handle.claim(identifier).await?;
         log.session = Some(lease.session);
         let operation = operation.to_owned();
-        Ok(Outgoing {
+        Ok(Cleared::Forward(Box::new(Outgoing {
             request,
             lease,
             target: route.rest,
             host,
             peer,
             operation,
-        })
+        })))
     }
+}
+
+/// What becomes of a request that is as it should be.
+enum Cleared {
+    Forward(Box<Outgoing>),
+    Managed(Reply),
 }
 
 /// Host and port that the client asked for. Where it says so twice, both must be the same.

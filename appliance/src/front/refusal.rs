@@ -25,6 +25,8 @@ pub const OPERATION_ID_HEADER: HeaderName = HeaderName::from_static("operation-i
 pub enum Code {
     SessionRequestValidationFailed,
     SessionRequestNotSupported,
+    /// A call about one session, and there is none with this identifier.
+    SessionWithIdentifierNotFound,
     InvalidRequestContent,
     SessionPoolInvalidProperty,
     SessionPoolNotSupported,
@@ -44,6 +46,7 @@ pub enum Code {
     /// The snapshot that sessions of the pool are forked from could not be made.
     SessionPoolGoldenFailed,
     SessionUnreachable,
+    HostCapacityReached,
     SessionStartFailed,
     SessionPoolClosing,
     SessionStartTimeout,
@@ -52,9 +55,10 @@ pub enum Code {
 impl Code {
     /// Every code.
     #[cfg(test)]
-    pub const ALL: [Self; 27] = [
+    pub const ALL: [Self; 29] = [
         Self::SessionRequestValidationFailed,
         Self::SessionRequestNotSupported,
+        Self::SessionWithIdentifierNotFound,
         Self::InvalidRequestContent,
         Self::SessionPoolInvalidProperty,
         Self::SessionPoolNotSupported,
@@ -77,6 +81,7 @@ impl Code {
         Self::InternalError,
         Self::SessionPoolGoldenFailed,
         Self::SessionUnreachable,
+        Self::HostCapacityReached,
         Self::SessionStartFailed,
         Self::SessionPoolClosing,
         Self::SessionStartTimeout,
@@ -87,6 +92,7 @@ impl Code {
         match self {
             Self::SessionRequestValidationFailed => "SessionRequestValidationFailed",
             Self::SessionRequestNotSupported => "SessionRequestNotSupported",
+            Self::SessionWithIdentifierNotFound => "SessionWithIdentifierNotFound",
             Self::InvalidRequestContent => "InvalidRequestContent",
             Self::SessionPoolInvalidProperty => "SessionPoolInvalidProperty",
             Self::SessionPoolNotSupported => "SessionPoolNotSupported",
@@ -103,6 +109,7 @@ impl Code {
             Self::InternalError => "InternalError",
             Self::SessionPoolGoldenFailed => "SessionPoolGoldenFailed",
             Self::SessionUnreachable => "SessionUnreachable",
+            Self::HostCapacityReached => "HostCapacityReached",
             Self::SessionStartFailed => "SessionStartFailed",
             Self::SessionPoolClosing => "SessionPoolClosing",
             Self::SessionStartTimeout => "SessionStartTimeout",
@@ -114,6 +121,7 @@ impl Code {
         match self {
             Self::SessionRequestValidationFailed
             | Self::SessionRequestNotSupported
+            | Self::SessionWithIdentifierNotFound
             | Self::InvalidRequestContent
             | Self::SessionPoolInvalidProperty
             | Self::SessionPoolNotSupported
@@ -130,7 +138,9 @@ impl Code {
                 StatusCode::INTERNAL_SERVER_ERROR
             }
             Self::SessionUnreachable => StatusCode::BAD_GATEWAY,
-            Self::SessionStartFailed | Self::SessionPoolClosing => StatusCode::SERVICE_UNAVAILABLE,
+            Self::HostCapacityReached | Self::SessionStartFailed | Self::SessionPoolClosing => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
             Self::SessionStartTimeout => StatusCode::GATEWAY_TIMEOUT,
         }
     }
@@ -248,6 +258,12 @@ impl From<Denied> for Refusal {
                 format!("The pool has reached its maximum of {max_sessions} concurrent sessions"),
             )
             .retry_after(retry_after),
+            Denied::HostFull {
+                shortage,
+                retry_after,
+            } => {
+                Self::new(Code::HostCapacityReached, shortage.to_string()).retry_after(retry_after)
+            }
             Denied::StartFailed(failure) => start_failed(&failure),
             Denied::NotRecorded => {
                 Self::new(Code::InternalError, "The session could not be recorded")
@@ -268,6 +284,7 @@ fn start_failed(failure: &StartFailure) -> Refusal {
         | StartFailureCause::Container { .. }
         | StartFailureCause::Exited { .. }
         | StartFailureCause::Ended { .. }
+        | StartFailureCause::Unhealthy(_)
         | StartFailureCause::GuestEnded { .. } => Code::SessionStartFailed,
     };
     Refusal::new(code, failure.describe(&failure.cause.to_string()))

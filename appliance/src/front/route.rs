@@ -23,12 +23,12 @@ pub struct Route {
 }
 
 impl Route {
-    /// Whether the platform answers instead of the container.
-    pub fn is_management(&self) -> bool {
-        let path = self.rest.path();
-        path.get(..MANAGEMENT.len())
-            .is_some_and(|start| start.eq_ignore_ascii_case(MANAGEMENT))
-            && matches!(path.as_bytes().get(MANAGEMENT.len()), None | Some(b'/'))
+    /// Whether the platform answers instead of the container, and what it is asked for.
+    pub fn management(&self) -> Option<&str> {
+        let (start, rest) = self.rest.path().split_at_checked(MANAGEMENT.len())?;
+        let named = rest.is_empty() || rest.starts_with('/');
+        (named && start.eq_ignore_ascii_case(MANAGEMENT))
+            .then(|| rest.strip_prefix('/').unwrap_or_default())
     }
 }
 
@@ -265,7 +265,7 @@ mod tests {
         ] {
             let route =
                 route("localhost", &format!("{BASE}{tail}").parse().unwrap(), None).unwrap();
-            assert_eq!(route.is_management(), expected, "{tail}");
+            assert_eq!(route.management().is_some(), expected, "{tail}");
         }
     }
 

@@ -12,8 +12,9 @@ use super::machine::{Machine, MachineError, Machines, Started};
 use super::recipe::Recipe;
 use super::store::{Draft, Golden, Store};
 use crate::pool::launcher::{StartFailure, StartFailureCause};
+use crate::pool::probe::Prober;
 use crate::worker::spec::ForkPoint;
-use crate::worker::{LaunchRequest, Purpose, Source, WorkerEvent};
+use crate::worker::{LaunchRequest, Purpose, Source, Urgency, WorkerEvent};
 
 /// Writing a guest down takes as long as its memory and disk need; beyond this the disk hangs.
 const SAVE_LIMIT: Duration = Duration::from_secs(300);
@@ -94,10 +95,21 @@ impl Builder {
             mut events,
         } = self.launch(recipe, source, purpose).await?;
         let saved = async {
+            if point == ForkPoint::AfterReady {
+                let started = self.until_started(&*machine, &mut events, recipe).await;
+                started.map_err(|failure| failure.blame(point))?;
+                machine.freeze_when_ready().await;
+            }
             let held = |event: &WorkerEvent| matches!(event, WorkerEvent::Held);
-            self.until(held, &*machine, &mut events, recipe)
-                .await
-                .map_err(|failure| failure.blame(point))?;
+            let reached = self.until(held, &*machine, &mut events, recipe).await;
+            // Where a container runs at all, the guest was renewed before.
+            reached.map_err(|failure| {
+                Failure {
+                    renewed: true,
+                    ..failure
+                }
+                .blame(point)
+            })?;
             order("paused", ORDER_LIMIT, machine.pause()).await?;
             order("written down", SAVE_LIMIT, machine.save(files)).await
         }
@@ -178,6 +190,8 @@ impl Builder {
             cpu_millis: u32::from(template.vcpus) * 1000,
             mem_mib: template.mem_mib,
             purpose,
+            // Somebody waits for the pool, or its sessions boot meanwhile.
+            urgency: Urgency::Claim,
         };
         match timeout(self.start_timeout, self.machines.launch(request)).await {
             Ok(launched) => launched.map_err(|error| machine_error(what, error)),
@@ -189,6 +203,30 @@ impl Builder {
                 ),
             }),
         }
+    }
+
+    /// Waits until the container accepts and its startup probe, if any, has succeeded. That takes the
+    /// time that the probe was given on top of the start deadline.
+    async fn until_started(
+        &self,
+        machine: &dyn Machine,
+        events: &mut mpsc::Receiver<WorkerEvent>,
+        recipe: &Recipe,
+    ) -> Result<(), Failure> {
+        let ready = |event: &WorkerEvent| matches!(event, WorkerEvent::Ready);
+        self.until(ready, machine, events, recipe).await?;
+        let mut prober = Prober::of_golden(recipe.startup.clone());
+        let connect = |port| machine.connect_to(port);
+        let cause = tokio::select! {
+            started = prober.started(&connect) => match started {
+                Ok(()) => return Ok(()),
+                Err(unhealthy) => StartFailureCause::Unhealthy(unhealthy),
+            },
+            cause = ended(events) => cause,
+        };
+        let console = machine.console_tail();
+        let why = StartFailure { cause, console };
+        Err(Failure { why, renewed: true })
     }
 
     /// Waits for an event; whatever makes it impossible is a failure with the guest's last lines.
@@ -253,7 +291,9 @@ impl Failure {
         let Self { why, renewed } = self;
         let of_container = point == ForkPoint::AfterReady && renewed;
         match &why.cause {
-            Container { .. } | Exited { .. } | Ended { .. } | TimedOut { .. } if of_container => {
+            Container { .. } | Exited { .. } | Ended { .. } | TimedOut { .. } | Unhealthy(_)
+                if of_container =>
+            {
                 GoldenError::Container(why)
             }
             // The cause speaks of a container, which is not there yet.
@@ -268,10 +308,27 @@ impl Failure {
                     after.as_secs_f32()
                 ),
             },
-            Launch { .. } | GuestEnded { .. } | Exited { .. } | Ended { .. } => {
+            Launch { .. } | GuestEnded { .. } | Exited { .. } | Ended { .. } | Unhealthy(_) => {
                 GoldenError::Guest(why)
             }
         }
+    }
+}
+
+/// How a container that has been ready ends.
+async fn ended(events: &mut mpsc::Receiver<WorkerEvent>) -> StartFailureCause {
+    loop {
+        return match events.recv().await {
+            Some(WorkerEvent::ContainerExited(exit)) => StartFailureCause::Ended {
+                how: exit.to_string(),
+            },
+            Some(WorkerEvent::StartFailed { message }) => StartFailureCause::Container { message },
+            Some(WorkerEvent::Gone(exit)) => StartFailureCause::GuestEnded {
+                how: exit.to_string(),
+            },
+            None => StartFailure::vanished().cause,
+            Some(_) => continue,
+        };
     }
 }
 

@@ -1,5 +1,6 @@
 use super::*;
 use crate::golden::testing::{Fate, Works, pool, running_pool};
+use crate::pool::probe::{Check, Probe};
 use crate::worker::WorkingSet;
 
 async fn failure(works: &Works, pool: &crate::store::PoolRecord) -> Arc<GoldenError> {
@@ -151,4 +152,68 @@ async fn folder_that_cannot_be_written_is_named() {
     assert!(text.contains("could not be stored: Cannot make "), "{text}");
     assert!(works.machines.launched().is_empty());
     std::fs::create_dir(works.folder.path()).unwrap();
+}
+
+/// A pool whose container has started when it accepts on this port.
+fn probed_pool(fork_point: ForkPoint) -> crate::store::PoolRecord {
+    let startup = Probe {
+        check: Check::TcpSocket { port: 9000 },
+        initial_delay_seconds: 40,
+        period_seconds: 10,
+        timeout_seconds: 1,
+        failure_threshold: 5,
+        success_threshold: 1,
+        termination_grace_seconds: None,
+    };
+    let mut probed = pool("alpha");
+    probed.fork_point = fork_point;
+    probed.probes.startup = Some(startup);
+    probed
+}
+
+#[tokio::test(start_paused = true)]
+async fn golden_after_ready_is_held_when_its_startup_probe_has_succeeded() {
+    let works = Works::open();
+    works.machines.refuse(3);
+    let begun = tokio::time::Instant::now();
+    let recipe = works.recipe(&probed_pool(ForkPoint::AfterReady));
+    works.goldens.ensure(recipe).await.unwrap();
+    // Longer than the start deadline of 60 s, which is for the target port.
+    assert!(begun.elapsed().as_secs() >= 70);
+    assert_eq!(works.machines.ports(), [9000; 4]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn container_that_never_passes_its_startup_probe_is_blamed_with_what_was_seen() {
+    let works = Works::open();
+    works.machines.refuse(5);
+    let error = failure(&works, &probed_pool(ForkPoint::AfterReady)).await;
+    let text = error.to_string();
+    assert!(matches!(&*error, GoldenError::Container(_)), "{text}");
+    assert!(
+        text.contains("its startup probe failed 5 times in a row, the last time because a connection to port 9000 was refused"),
+        "{text}"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn container_that_ends_while_its_golden_is_asked_is_blamed_at_once() {
+    let works = Works::open();
+    works.machines.refuse(5);
+    works.machines.fates(&[Fate::ExitsLater]);
+    let error = failure(&works, &probed_pool(ForkPoint::AfterReady)).await;
+    let GoldenError::Container(failure) = &*error else {
+        panic!("{error}");
+    };
+    let how = "exit status 3".to_owned();
+    assert_eq!(failure.cause, StartFailureCause::Ended { how });
+    assert_eq!(works.machines.ports(), [0; 0]);
+}
+
+#[tokio::test]
+async fn golden_before_the_start_asks_nothing() {
+    let works = Works::open();
+    let recipe = works.recipe(&probed_pool(ForkPoint::BeforeStart));
+    works.goldens.ensure(recipe).await.unwrap();
+    assert_eq!(works.machines.ports(), [0; 0]);
 }

@@ -18,7 +18,7 @@ use crate::pool::launcher::{
     StartFailureCause, StartOrder,
 };
 use crate::store::PoolRecord;
-use crate::worker::{LaunchRequest, Purpose, Source, WorkerEvent};
+use crate::worker::{LaunchRequest, Purpose, Source, Urgency, WorkerEvent};
 
 /// Events between a worker and the attendant of its slot.
 const EVENTS: usize = 16;
@@ -38,9 +38,9 @@ impl Launcher for HostLauncher {
         let this = self.clone();
         Box::pin(async move {
             let started = match this.goldens.recipe(&order.pool) {
-                Ok(recipe) => match this.fork(&recipe).await {
+                Ok(recipe) => match this.fork(&recipe, order.urgency).await {
                     Some(started) => Ok(started),
-                    None => this.boot(recipe).await,
+                    None => this.boot(recipe, order.urgency).await,
                 },
                 Err(message) => Err(message),
             };
@@ -74,9 +74,9 @@ impl Launcher for HostLauncher {
 impl HostLauncher {
     /// `None`: there is no golden, or this fork of it failed. Then the session boots, which takes longer
     /// and needs nothing of the golden.
-    async fn fork(&self, recipe: &Recipe) -> Option<Started> {
+    async fn fork(&self, recipe: &Recipe, urgency: Urgency) -> Option<Started> {
         let golden = self.goldens.find(recipe)?;
-        match self.try_fork(&golden, recipe).await {
+        match self.try_fork(&golden, recipe, urgency).await {
             Ok(started) => return Some(started),
             Err(Failed::Golden(why)) => self.goldens.set_aside(&golden, &why).await,
             Err(Failed::Host(why)) => {
@@ -87,7 +87,12 @@ impl HostLauncher {
     }
 
     /// A fork that has an identity of its own.
-    async fn try_fork(&self, golden: &Golden, recipe: &Recipe) -> Result<Started, Failed> {
+    async fn try_fork(
+        &self,
+        golden: &Golden,
+        recipe: &Recipe,
+        urgency: Urgency,
+    ) -> Result<Started, Failed> {
         let snapshot = golden
             .open()
             .map_err(|error| Failed::Golden(chain(&error)))?;
@@ -97,7 +102,7 @@ impl HostLauncher {
                 .root_image()
                 .map_err(|error| Failed::Host(chain(&error)))?,
         };
-        let launched = self.machines.launch(request(recipe, source)).await;
+        let launched = self.machines.launch(request(recipe, source, urgency)).await;
         let Started {
             machine,
             mut events,
@@ -129,12 +134,15 @@ impl HostLauncher {
         }
     }
 
-    async fn boot(&self, recipe: Recipe) -> Result<Started, String> {
+    async fn boot(&self, recipe: Recipe, urgency: Urgency) -> Result<Started, String> {
         let source = Source::Boot {
             root_image: recipe.root_image().map_err(|error| chain(&error))?,
             disk_bytes: recipe.manifest.template.disk_bytes,
         };
-        let launched = self.machines.launch(request(&recipe, source)).await;
+        let launched = self
+            .machines
+            .launch(request(&recipe, source, urgency))
+            .await;
         launched.map_err(|error| error.message)
     }
 }
@@ -145,7 +153,7 @@ enum Failed {
     Host(String),
 }
 
-fn request(recipe: &Recipe, source: Source) -> LaunchRequest {
+fn request(recipe: &Recipe, source: Source, urgency: Urgency) -> LaunchRequest {
     let template = &recipe.manifest.template;
     LaunchRequest {
         source,
@@ -156,6 +164,7 @@ fn request(recipe: &Recipe, source: Source) -> LaunchRequest {
             container: recipe.container.clone(),
             point: template.fork_point,
         },
+        urgency,
     }
 }
 
@@ -181,8 +190,12 @@ impl Guest for MachineGuest {
         self.0.connect()
     }
 
-    fn stop(&self) -> BoxFuture<'_, ()> {
-        self.0.stop(wire::timing::STOP_GRACE)
+    fn connect_to(&self, port: u16) -> BoxFuture<'_, io::Result<UnixStream>> {
+        self.0.connect_to(port)
+    }
+
+    fn stop_within(&self, grace: Duration) -> BoxFuture<'_, ()> {
+        self.0.stop(grace)
     }
 
     fn console_tail(&self) -> Vec<String> {

@@ -4,7 +4,12 @@ use crate::golden::testing::{Fate, Works, pool, running_pool};
 impl Works {
     async fn start(&self, pool: &PoolRecord) -> Result<Launched, StartFailure> {
         let pool = Arc::new(pool.clone());
-        self.launcher.launch(StartOrder { pool }).await
+        self.launcher
+            .launch(StartOrder {
+                pool,
+                urgency: crate::worker::Urgency::Claim,
+            })
+            .await
     }
 
     async fn with_golden(pool: &PoolRecord) -> Self {

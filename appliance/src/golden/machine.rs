@@ -30,6 +30,12 @@ pub trait Machine: Send + Sync + 'static {
     /// A new stream to the container's target port.
     fn connect(&self) -> BoxFuture<'_, io::Result<UnixStream>>;
 
+    /// A new stream to any port of the container, which has accepted it.
+    fn connect_to(&self, port: u16) -> BoxFuture<'_, io::Result<UnixStream>>;
+
+    /// Lets the container be frozen as soon as it is ready, so that the guest is held.
+    fn freeze_when_ready(&self) -> BoxFuture<'_, ()>;
+
     fn pause(&self) -> BoxFuture<'_, Result<(), MachineError>>;
 
     /// Writes a paused guest down.
@@ -86,14 +92,15 @@ impl Machine for Worker {
     }
 
     fn connect(&self) -> BoxFuture<'_, io::Result<UnixStream>> {
-        Box::pin(async {
-            Worker::connect(self).await.map_err(|error| match error {
-                ConnectError::Gone | ConnectError::Refused => {
-                    io::Error::new(io::ErrorKind::ConnectionRefused, error)
-                }
-                ConnectError::Socket(error) => error,
-            })
-        })
+        Box::pin(async { Worker::connect(self).await.map_err(refused) })
+    }
+
+    fn connect_to(&self, port: u16) -> BoxFuture<'_, io::Result<UnixStream>> {
+        Box::pin(async move { Worker::connect_to(self, port).await.map_err(refused) })
+    }
+
+    fn freeze_when_ready(&self) -> BoxFuture<'_, ()> {
+        Box::pin(Worker::freeze_when_ready(self))
     }
 
     fn pause(&self) -> BoxFuture<'_, Result<(), MachineError>> {
@@ -129,5 +136,14 @@ impl Machine for Worker {
 
     fn console_tail(&self) -> Vec<String> {
         Worker::console_tail(self)
+    }
+}
+
+fn refused(error: ConnectError) -> io::Error {
+    match error {
+        ConnectError::Gone | ConnectError::Refused => {
+            io::Error::new(io::ErrorKind::ConnectionRefused, error)
+        }
+        ConnectError::Socket(error) => error,
     }
 }

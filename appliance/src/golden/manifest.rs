@@ -53,8 +53,8 @@ pub struct Template {
     pub mem_mib: u32,
     pub disk_bytes: u64,
     pub fork_point: ForkPoint,
-    /// Digest of the container's settings, environment included, when the container runs already in
-    /// the golden.
+    /// Digest of the container's settings, environment included, and of the startup probe that it has
+    /// passed, when the container runs already in the golden.
     pub container: Option<String>,
 }
 

@@ -260,7 +260,9 @@ impl Goldens {
         let goldens = self.inner.builder.store.list();
         let summary = |golden: Arc<Golden>| {
             let pools = state.wanted.get(&golden.key).into_iter().flatten();
-            let pools = pools.map(|pool| pool.name.clone()).collect();
+            let mut pools: Vec<_> = pools.map(|pool| pool.name.clone()).collect();
+            // One that is being changed is there with two revisions.
+            pools.dedup();
             Summary { golden, pools }
         };
         goldens.into_iter().map(summary).collect()

@@ -10,6 +10,7 @@ use super::manifest::{Host, Manifest, Template, sha256};
 use crate::images::{self, ImageRecord};
 use crate::pool::PoolName;
 use crate::pool::container::{self, ImageDefaults};
+use crate::pool::probe::Probe;
 use crate::store::PoolRecord;
 use crate::worker::spec::ForkPoint;
 
@@ -20,6 +21,8 @@ pub struct Recipe {
     pub pool: PoolName,
     pub manifest: Manifest,
     pub container: ContainerSpec,
+    /// Succeeds before a golden with a running container is held.
+    pub startup: Option<Probe>,
     pub cpu_millis: u32,
     pub root_image: File,
 }
@@ -62,6 +65,7 @@ impl Recipes for Kitchen {
             pool: pool.name.clone(),
             manifest: Manifest::new(&self.host, template),
             container,
+            startup: pool.probes.startup.clone(),
             cpu_millis: pool.cpu_millis,
             root_image: image.open_root().map_err(|error| error.to_string())?,
         })
@@ -75,8 +79,9 @@ pub fn template(pool: &PoolRecord, container: &ContainerSpec) -> Result<Template
     let container = match pool.fork_point {
         ForkPoint::BeforeStart => None,
         ForkPoint::AfterReady => {
-            let text = serde_json::to_vec(container).map_err(|error| error.to_string())?;
-            Some(sha256(&text))
+            let startup = pool.probes.startup.as_ref();
+            let text = serde_json::to_vec(&(container, startup));
+            Some(sha256(&text.map_err(|error| error.to_string())?))
         }
     };
     Ok(Template {
@@ -105,6 +110,7 @@ pub fn defaults(image: &ImageRecord) -> ImageDefaults {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::pool::probe::{Check, Probes};
     use crate::store::EnvVar;
     use crate::store::tests::pool;
 
@@ -137,6 +143,40 @@ mod tests {
         assert_ne!(of(&running), of(&alpha));
         assert_ne!(of(&running), of(&beta));
         assert!(!format!("{:?}", of(&beta)).contains("SECRET"));
+    }
+
+    #[test]
+    fn startup_probe_decides_a_golden_that_has_passed_it_and_no_other() {
+        let probe = |port| Probe {
+            check: Check::TcpSocket { port },
+            initial_delay_seconds: 0,
+            period_seconds: 1,
+            timeout_seconds: 1,
+            failure_threshold: 1,
+            success_threshold: 1,
+            termination_grace_seconds: None,
+        };
+        let with = |fork_point, startup, liveness| {
+            let probes = Probes { startup, liveness };
+            of(&PoolRecord {
+                fork_point,
+                probes,
+                ..pool("alpha")
+            })
+        };
+        let after = |startup, liveness| with(ForkPoint::AfterReady, startup, liveness);
+        let before = |startup| with(ForkPoint::BeforeStart, startup, None);
+        let different = [
+            after(None, None),
+            after(Some(probe(1)), None),
+            after(Some(probe(2)), None),
+        ];
+        for (index, one) in different.iter().enumerate() {
+            assert!(!different[..index].contains(one));
+        }
+        // Liveness begins in the fork, and before the start nothing is asked.
+        assert_eq!(after(None, Some(probe(1))), after(None, None));
+        assert_eq!(before(Some(probe(1))), before(None));
     }
 
     #[test]

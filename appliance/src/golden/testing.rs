@@ -38,6 +38,8 @@ pub enum Fate {
     NotRenewed,
     /// Its container prints a line and exits with status 3.
     Exits,
+    /// Its container is ready, and then exits with status 3.
+    ExitsLater,
     /// Its container runs and never opens its port.
     NeverReady,
     /// It never says anything.
@@ -64,6 +66,10 @@ struct State {
     launched: Vec<String>,
     cpu_millis: Vec<u32>,
     alive: usize,
+    /// The ports that were asked for by their number.
+    ports: Vec<u16>,
+    /// So many of these are refused first.
+    refusals: u32,
     /// A machine takes one permit before it is anywhere.
     gate: Arc<Semaphore>,
 }
@@ -75,6 +81,8 @@ impl Default for State {
             launched: Vec::new(),
             cpu_millis: Vec::new(),
             alive: 0,
+            ports: Vec::new(),
+            refusals: 0,
             gate: Arc::new(Semaphore::new(Semaphore::MAX_PERMITS)),
         }
     }
@@ -94,6 +102,16 @@ impl FakeMachines {
     /// The CPU of everything that was ever launched.
     pub fn cpu_millis(&self) -> Vec<u32> {
         self.state.lock().unwrap().cpu_millis.clone()
+    }
+
+    /// The next connections to ports that are named are refused.
+    pub fn refuse(&self, connections: u32) {
+        self.state.lock().unwrap().refusals = connections;
+    }
+
+    /// The ports that were named.
+    pub fn ports(&self) -> Vec<u16> {
+        self.state.lock().unwrap().ports.clone()
     }
 
     pub fn alive(&self) -> usize {
@@ -133,10 +151,17 @@ impl Machines for FakeMachines {
             memory_bytes: u64::from(request.mem_mib) << 20,
             disk_bytes: shape,
             state,
+            freeze: Arc::new(Semaphore::new(0)),
         };
+        let freeze = Arc::clone(&machine.freeze);
         tokio::spawn(async move {
             gate.acquire_owned().await.unwrap().forget();
+            let mut ready = false;
             for event in story(fate, forked, request.purpose) {
+                if ready && matches!(event, WorkerEvent::Held) {
+                    freeze.acquire().await.unwrap().forget();
+                }
+                ready |= matches!(event, WorkerEvent::Ready);
                 let _ = sender.send(event).await;
             }
             match fate {
@@ -191,6 +216,13 @@ fn story(fate: Fate, forked: bool, purpose: Purpose) -> Vec<WorkerEvent> {
             WorkerEvent::Started,
             exited(),
         ],
+        (Fate::ExitsLater, Purpose::Golden { .. }) => vec![
+            booted,
+            WorkerEvent::Renewed { elapsed },
+            WorkerEvent::Started,
+            WorkerEvent::Ready,
+            exited(),
+        ],
         (Fate::NeverReady, Purpose::Golden { .. }) => vec![
             booted,
             WorkerEvent::Renewed { elapsed },
@@ -232,6 +264,8 @@ struct FakeMachine {
     memory_bytes: u64,
     disk_bytes: u64,
     state: Arc<Mutex<State>>,
+    /// A permit lets its container be frozen.
+    freeze: Arc<Semaphore>,
 }
 
 impl FakeMachine {
@@ -257,6 +291,25 @@ impl Machine for FakeMachine {
 
     fn connect(&self) -> BoxFuture<'_, io::Result<UnixStream>> {
         Box::pin(async { Err(io::ErrorKind::ConnectionRefused.into()) })
+    }
+
+    fn connect_to(&self, port: u16) -> BoxFuture<'_, io::Result<UnixStream>> {
+        let mut state = self.state.lock().unwrap();
+        state.ports.push(port);
+        let accepts = state.refusals == 0;
+        state.refusals = state.refusals.saturating_sub(1);
+        drop(state);
+        Box::pin(async move {
+            match accepts {
+                true => UnixStream::pair().map(|(near, _)| near),
+                false => Err(io::ErrorKind::ConnectionRefused.into()),
+            }
+        })
+    }
+
+    fn freeze_when_ready(&self) -> BoxFuture<'_, ()> {
+        self.freeze.add_permits(1);
+        Box::pin(async {})
     }
 
     fn pause(&self) -> BoxFuture<'_, Result<(), MachineError>> {
@@ -313,6 +366,7 @@ impl Recipes for DemoRecipes {
             pool: pool.name.clone(),
             manifest: Manifest::new(&host(), template(pool, &container)?),
             container,
+            startup: pool.probes.startup.clone(),
             cpu_millis: pool.cpu_millis,
             root_image: tempfile::tempfile().unwrap(),
         })
@@ -373,6 +427,19 @@ impl Works {
         let recipe = self.recipe(pool);
         while self.goldens.find(&recipe).is_none() {
             tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// Waits until so many are in the folder: a golden is out of use before its files are gone.
+    pub async fn wait_for_names(&self, count: usize) {
+        let limit = Duration::from_secs(30);
+        let counted = async {
+            while self.names().len() != count {
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+        };
+        if tokio::time::timeout(limit, counted).await.is_err() {
+            panic!("after {limit:?} there are {:?}", self.names());
         }
     }
 

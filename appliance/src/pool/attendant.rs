@@ -12,12 +12,13 @@ use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::Identifier;
+use super::budget::Reservation;
 use super::launcher::{
-    Guest, GuestEvent, Launched, Launcher, StartFailure, StartFailureCause, StartOrder,
+    Guest, GuestEvent, Launched, Launcher, StartFailure, StartFailureCause, StartOrder, Urgency,
 };
+use super::probe::Prober;
 use super::slot::SlotId;
-use super::unix_millis;
-use crate::store::{PoolRecord, Records, SessionRecord};
+use crate::store::{Records, SessionRecord};
 
 /// What the driver wants of the slot.
 #[derive(Debug)]
@@ -26,6 +27,7 @@ pub enum Order {
     Bind {
         session: Uuid,
         identifier: Identifier,
+        created_at_ms: u64,
     },
     /// End it.
     Stop,
@@ -34,7 +36,7 @@ pub enum Order {
 /// What happened in the slot.
 pub enum Report {
     /// The container answers; this is how to reach it.
-    Ready { guest: Arc<dyn Guest> },
+    Ready { worker: Uuid, guest: Arc<dyn Guest> },
     /// The record is on disk.
     Bound,
     /// It is not.
@@ -48,7 +50,9 @@ pub enum Report {
 /// What an attendant needs.
 pub struct Attendant {
     pub slot: SlotId,
-    pub pool: Arc<PoolRecord>,
+    pub order: StartOrder,
+    /// Held until nothing is left of the guest.
+    pub reservation: Reservation,
     pub launcher: Arc<dyn Launcher>,
     pub records: Records,
     pub start_timeout: Duration,
@@ -59,15 +63,23 @@ pub struct Attendant {
 impl Attendant {
     /// The whole life of the slot.
     pub async fn run(mut self) {
-        let deadline = Instant::now() + self.start_timeout;
-        if let Some(mut launched) = self.launch(deadline).await {
+        let begun = Instant::now();
+        if let Some(mut launched) = self.launch(begun + self.start_timeout).await {
             let mut owned = None;
-            let alive = match self.wait_until_ready(&mut launched, deadline).await {
+            let mut prober = Prober::of_slot(&self.order.pool);
+            let since = match self.order.urgency {
+                Urgency::Claim => begun,
+                Urgency::Refill => Instant::now(),
+            };
+            let deadline = since + self.start_timeout;
+            let ready = self.wait_until_ready(&mut launched, deadline, &mut prober);
+            let alive = match ready.await {
                 Outcome::Ready => {
                     self.report(Report::Ready {
+                        worker: launched.worker,
                         guest: Arc::clone(&launched.guest),
                     });
-                    self.serve(&mut launched, &mut owned).await
+                    self.serve(&mut launched, &mut owned, &mut prober).await
                 }
                 Outcome::Failed { failure, alive } => {
                     self.report(Report::Failed(failure));
@@ -76,24 +88,31 @@ impl Attendant {
                 Outcome::Stopped => true,
             };
             if alive {
-                stop(launched).await;
+                stop(launched, prober.grace()).await;
             }
             if let Some(identifier) = owned {
                 self.forget(identifier).await;
             }
         }
-        self.report(Report::Gone);
+        let Self {
+            slot,
+            reservation,
+            reports,
+            ..
+        } = self;
+        // First: whoever is told may need it at once.
+        drop(reservation);
+        let _ = reports.send((slot, Report::Gone));
     }
 
     /// Never abandons a launch half way: one that comes too late is stopped.
     async fn launch(&mut self, deadline: Instant) -> Option<Launched> {
-        let order = StartOrder {
-            pool: Arc::clone(&self.pool),
-        };
-        let mut launching = self.launcher.launch(order);
+        let urgent = self.order.urgency == Urgency::Claim;
+        let mut launching = self.launcher.launch(self.order.clone());
         let in_time = tokio::select! {
             launched = &mut launching => Some(launched),
-            () = tokio::time::sleep_until(deadline) => {
+            // One that nobody waits for may wait long for its turn, and that is no failure.
+            () = tokio::time::sleep_until(deadline), if urgent => {
                 self.report(Report::Failed(StartFailure::silent(self.timed_out())));
                 None
             }
@@ -104,20 +123,25 @@ impl Attendant {
             Some(Err(failure)) => self.report(Report::Failed(failure)),
             None => {
                 if let Ok(launched) = launching.await {
-                    stop(launched).await;
+                    stop(launched, wire::timing::STOP_GRACE).await;
                 }
             }
         }
         None
     }
 
-    async fn wait_until_ready(&mut self, launched: &mut Launched, deadline: Instant) -> Outcome {
+    async fn wait_until_ready(
+        &mut self,
+        launched: &mut Launched,
+        deadline: Instant,
+        prober: &mut Prober,
+    ) -> Outcome {
         let gone = |how| (StartFailureCause::GuestEnded { how }, false);
         let (cause, alive) = tokio::select! {
             event = launched.events.recv() => match event {
-                Some(GuestEvent::Ready) => return Outcome::Ready,
+                Some(GuestEvent::Ready) => return self.wait_until_started(launched, prober).await,
                 Some(GuestEvent::ContainerExited { how }) => {
-                    (StartFailureCause::Exited { how, port: self.pool.target_port }, true)
+                    (StartFailureCause::Exited { how, port: self.order.pool.target_port }, true)
                 }
                 Some(GuestEvent::StartFailed { message }) => {
                     (StartFailureCause::Container { message }, true)
@@ -128,37 +152,67 @@ impl Attendant {
             () = tokio::time::sleep_until(deadline) => (self.timed_out(), true),
             () = stop_ordered(&mut self.orders) => return Outcome::Stopped,
         };
-        let failure = StartFailure {
-            cause,
-            console: launched.guest.console_tail(),
-        };
-        Outcome::Failed { failure, alive }
+        failed(launched, cause, alive)
+    }
+
+    /// The start deadline is kept by now: a startup probe takes the time that it was given on top of it.
+    async fn wait_until_started(
+        &mut self,
+        launched: &mut Launched,
+        prober: &mut Prober,
+    ) -> Outcome {
+        let guest = Arc::clone(&launched.guest);
+        let connect = |port| guest.connect_to(port);
+        loop {
+            let (cause, alive) = tokio::select! {
+                started = prober.started(&connect) => match started {
+                    Ok(()) => return Outcome::Ready,
+                    Err(unhealthy) => (StartFailureCause::Unhealthy(unhealthy), true),
+                },
+                event = launched.events.recv() => match ended(event) {
+                    Some(end) => end,
+                    None => continue,
+                },
+                () = stop_ordered(&mut self.orders) => return Outcome::Stopped,
+            };
+            return failed(launched, cause, alive);
+        }
     }
 
     /// Serves orders until the end. `false`: the guest is gone already.
-    async fn serve(&mut self, launched: &mut Launched, owned: &mut Option<Identifier>) -> bool {
+    async fn serve(
+        &mut self,
+        launched: &mut Launched,
+        owned: &mut Option<Identifier>,
+        prober: &mut Prober,
+    ) -> bool {
+        let guest = Arc::clone(&launched.guest);
+        let connect = |port| guest.connect_to(port);
         loop {
             let (cause, alive) = tokio::select! {
                 order = self.orders.recv() => match order {
-                    Some(Order::Bind { session, identifier }) => {
+                    Some(Order::Bind { session, identifier, created_at_ms }) => {
                         *owned = Some(identifier.clone());
-                        let report = self.bind(session, launched.worker, identifier).await;
-                        self.report(report);
+                        let record = SessionRecord {
+                            pool: self.order.pool.name.clone(),
+                            identifier,
+                            session,
+                            worker: launched.worker,
+                            revision: self.order.pool.revision,
+                            created_at_ms,
+                        };
+                        self.report(self.bind(record).await);
                         continue;
                     }
                     Some(Order::Stop) | None => return true,
                 },
-                event = launched.events.recv() => match event {
-                    Some(GuestEvent::ContainerExited { how }) => {
-                        (StartFailureCause::Ended { how }, true)
-                    }
-                    Some(GuestEvent::StartFailed { message }) => {
-                        (StartFailureCause::Container { message }, true)
-                    }
-                    Some(GuestEvent::Gone { how }) => (StartFailureCause::GuestEnded { how }, false),
-                    Some(GuestEvent::Ready) => continue,
-                    None => (StartFailure::vanished().cause, false),
+                event = launched.events.recv() => match ended(event) {
+                    Some(end) => end,
+                    None => continue,
                 },
+                unhealthy = prober.unhealthy(&connect) => {
+                    (StartFailureCause::Unhealthy(unhealthy), true)
+                }
             };
             let console = launched.guest.console_tail();
             self.report(Report::Failed(StartFailure { cause, console }));
@@ -166,20 +220,12 @@ impl Attendant {
         }
     }
 
-    async fn bind(&self, session: Uuid, worker: Uuid, identifier: Identifier) -> Report {
-        let record = SessionRecord {
-            pool: self.pool.name.clone(),
-            identifier,
-            session,
-            worker,
-            revision: self.pool.revision,
-            created_at_ms: unix_millis(),
-        };
+    async fn bind(&self, record: SessionRecord) -> Report {
         match self.records.put_session(record).await {
             Ok(()) => Report::Bound,
             Err(error) => {
                 let error: &dyn std::error::Error = &error;
-                tracing::error!(pool = %self.pool.name, error, "a session could not be recorded");
+                tracing::error!(pool = %self.order.pool.name, error, "a session could not be recorded");
                 Report::BindFailed
             }
         }
@@ -188,19 +234,19 @@ impl Attendant {
     async fn forget(&self, identifier: Identifier) {
         if let Err(error) = self
             .records
-            .remove_session(self.pool.name.clone(), identifier)
+            .remove_session(self.order.pool.name.clone(), identifier)
             .await
         {
             // The next start removes it: no session of an earlier run is kept.
             let error: &dyn std::error::Error = &error;
-            tracing::error!(pool = %self.pool.name, error, "the record of an ended session could not be removed");
+            tracing::error!(pool = %self.order.pool.name, error, "the record of an ended session could not be removed");
         }
     }
 
     fn timed_out(&self) -> StartFailureCause {
         StartFailureCause::TimedOut {
             after: self.start_timeout,
-            port: self.pool.target_port,
+            port: self.order.pool.target_port,
         }
     }
 
@@ -216,6 +262,26 @@ enum Outcome {
     Stopped,
 }
 
+fn failed(launched: &Launched, cause: StartFailureCause, alive: bool) -> Outcome {
+    let console = launched.guest.console_tail();
+    let failure = StartFailure { cause, console };
+    Outcome::Failed { failure, alive }
+}
+
+/// How a container that has been ready ends with this event, if it does, and whether its guest is
+/// there still.
+fn ended(event: Option<GuestEvent>) -> Option<(StartFailureCause, bool)> {
+    Some(match event {
+        Some(GuestEvent::ContainerExited { how }) => (StartFailureCause::Ended { how }, true),
+        Some(GuestEvent::StartFailed { message }) => {
+            (StartFailureCause::Container { message }, true)
+        }
+        Some(GuestEvent::Gone { how }) => (StartFailureCause::GuestEnded { how }, false),
+        Some(GuestEvent::Ready) => return None,
+        None => (StartFailure::vanished().cause, false),
+    })
+}
+
 /// Resolves when the slot is to end, or when nobody is left to give orders.
 async fn stop_ordered(orders: &mut mpsc::UnboundedReceiver<Order>) {
     while let Some(order) = orders.recv().await {
@@ -226,11 +292,11 @@ async fn stop_ordered(orders: &mut mpsc::UnboundedReceiver<Order>) {
 }
 
 /// Stops the guest, and takes its events meanwhile: it may have many lines left to say.
-async fn stop(launched: Launched) {
+async fn stop(launched: Launched, grace: Duration) {
     let Launched {
         guest, mut events, ..
     } = launched;
-    let stopping = guest.stop();
+    let stopping = guest.stop_within(grace);
     let draining = async { while events.recv().await.is_some() {} };
     tokio::join!(stopping, draining);
 }

@@ -1,26 +1,34 @@
-//! The one task of a pool that owns its sessions.
+//! The one task of a pool that owns its slots and sessions.
 //!
 //! Others send it messages and get a typed answer; what follows from a message is decided by the
 //! pure [`Table`]. The driver never waits for a guest or the disk: that is the work of one
 //! [`Attendant`] task per slot, so a slow start delays nobody else.
 
 use std::collections::HashMap;
+use std::hash::{BuildHasher as _, RandomState};
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use super::Identifier;
+use super::action::{Action, Denied, EndReason, Life, Limits};
 use super::attendant::{Attendant, Order, Report};
-use super::launcher::Launcher;
+use super::budget::Budget;
+use super::handle::{Hold, Lease, Message};
+use super::launcher::{Launcher, StartFailure, StartOrder, Urgency};
 use super::names::FingerprintKey;
 use super::session::{Moment, Ticket};
 use super::slot::SlotId;
-use super::table::{Action, Denied, Limits, Table};
+use super::table::Table;
 use super::upstream::Upstream;
-use crate::store::{PoolRecord, Records};
+use super::view::{PoolStatus, RevisionStatus, SessionView};
+use super::{Identifier, unix_millis};
+use crate::store::{Lifecycle, PoolRecord, Records};
+
+/// The clock of the host was set when it is off by more than this.
+const CLOCK_SET_MS: u64 = 500;
 
 /// What a pool's driver works with.
 #[derive(Clone)]
@@ -29,137 +37,105 @@ pub struct Tools {
     pub records: Records,
     pub fingerprints: FingerprintKey,
     pub start_timeout: Duration,
+    pub budget: Budget,
 }
 
-/// A way to talk to the driver of one pool. Cheap to clone.
-#[derive(Clone)]
-pub struct PoolHandle {
-    messages: mpsc::UnboundedSender<Message>,
-}
-
-/// A claimed session. The session is in use until this is dropped.
-pub struct Lease {
-    pub upstream: Arc<Upstream>,
-    /// The session's own id: not a secret, unlike the identifier.
-    pub session: Uuid,
-    _hold: Hold,
-}
-
-/// Tells the driver when a request or stream has ended.
-struct Hold {
-    slot: SlotId,
-    messages: mpsc::UnboundedSender<Message>,
-}
-
-impl Drop for Hold {
-    fn drop(&mut self) {
-        // Without a driver there is no idle clock either.
-        let _ = self.messages.send(Message::Released(self.slot));
-    }
-}
-
-enum Message {
-    Claim {
-        identifier: Identifier,
-        answer: oneshot::Sender<Result<Lease, Denied>>,
-    },
-    Released(SlotId),
-    Update(Arc<PoolRecord>),
-    Close(oneshot::Sender<()>),
-}
-
-impl PoolHandle {
-    /// Starts the driver of `pool`.
-    pub fn start(pool: Arc<PoolRecord>, tools: Tools) -> Self {
-        let (messages, inbox) = mpsc::unbounded_channel();
-        let handle = Self { messages };
-        let (reports, from_slots) = mpsc::unbounded_channel();
-        let driver = Driver {
-            table: Table::new(limits(&pool)),
-            pool,
-            tools,
-            clock: Instant::now(),
-            slots: HashMap::new(),
-            tickets: HashMap::new(),
-            next_ticket: 0,
-            // Weak, so that the driver ends when nobody can ask it for anything any more.
-            messages: handle.messages.downgrade(),
-            reports,
-            closing: Vec::new(),
-        };
-        tokio::spawn(driver.run(inbox, from_slots));
-        handle
-    }
-
-    /// The session of this identifier; a new one if there is none. Waits until it answers. The work
-    /// is done by other tasks: dropping this future loses the answer and nothing else.
-    pub async fn claim(&self, identifier: Identifier) -> Result<Lease, Denied> {
-        let (answer, answered) = oneshot::channel();
-        self.messages
-            .send(Message::Claim { identifier, answer })
-            .map_err(|_| Denied::Closing)?;
-        answered.await.unwrap_or(Err(Denied::Closing))
-    }
-
-    /// From now on new sessions are made from `pool`, and its limits hold.
-    pub fn update(&self, pool: Arc<PoolRecord>) {
-        let _ = self.messages.send(Message::Update(pool));
-    }
-
-    /// Ends every session and the driver. Returns when nothing is left.
-    pub async fn close(&self) {
-        let (done, is_done) = oneshot::channel();
-        if self.messages.send(Message::Close(done)).is_ok() {
-            let _ = is_done.await;
-        }
-    }
-}
-
-struct Driver {
+/// The state of the task.
+pub(super) struct Driver {
     table: Table,
-    pool: Arc<PoolRecord>,
+    /// What claims get.
+    active: Arc<PoolRecord>,
+    /// What they will get.
+    desired: Option<Arc<PoolRecord>>,
     tools: Tools,
-    clock: Instant,
+    clock: Clock,
     slots: HashMap<SlotId, Live>,
-    tickets: HashMap<Ticket, oneshot::Sender<Result<Lease, Denied>>>,
-    next_ticket: u64,
+    callers: HashMap<Ticket, Caller>,
     messages: mpsc::WeakUnboundedSender<Message>,
     reports: mpsc::UnboundedSender<(SlotId, Report)>,
+    from_slots: mpsc::UnboundedReceiver<(SlotId, Report)>,
+    activated: watch::Sender<Arc<PoolRecord>>,
     closing: Vec<oneshot::Sender<()>>,
+}
+
+/// Somebody who waits for a session.
+struct Caller {
+    identifier: Identifier,
+    answer: oneshot::Sender<Result<Lease, Denied>>,
 }
 
 /// The driver's side of a slot.
 struct Live {
-    session: Uuid,
+    record: Arc<PoolRecord>,
+    urgency: Urgency,
     orders: mpsc::UnboundedSender<Order>,
-    upstream: Option<Arc<Upstream>>,
-    /// For logs.
+    guest: Option<(Uuid, Arc<Upstream>)>,
+    since: Instant,
+    /// Set when it has one.
+    session: Option<Owned>,
+}
+
+/// What the driver knows of a session beside the table.
+struct Owned {
+    id: Uuid,
     fingerprint: String,
     since: Instant,
+    created_at_ms: u64,
+    stopping: Vec<(oneshot::Sender<Option<SessionView>>, SessionView)>,
 }
 
 impl Driver {
-    async fn run(
-        mut self,
-        mut inbox: mpsc::UnboundedReceiver<Message>,
-        mut from_slots: mpsc::UnboundedReceiver<(SlotId, Report)>,
-    ) {
+    /// A driver that claims get `serving` from, or else `pool`.
+    pub fn new(
+        pool: Arc<PoolRecord>,
+        serving: Option<Arc<PoolRecord>>,
+        tools: Tools,
+        messages: mpsc::WeakUnboundedSender<Message>,
+    ) -> (Self, watch::Receiver<Arc<PoolRecord>>) {
+        let (reports, from_slots) = mpsc::unbounded_channel();
+        let active = serving.unwrap_or_else(|| Arc::clone(&pool));
+        let (activated, is_active) = watch::channel(Arc::clone(&active));
+        let seed = RandomState::new().hash_one(pool.name.as_str());
+        let driver = Self {
+            table: Table::new(limits(&pool), active.revision, seed),
+            active,
+            desired: Some(pool),
+            tools,
+            clock: Clock::start(),
+            slots: HashMap::new(),
+            callers: HashMap::new(),
+            messages,
+            reports,
+            from_slots,
+            activated,
+            closing: Vec::new(),
+        };
+        (driver, is_active)
+    }
+
+    /// Serves until the pool is closed, or nobody is left who could ask for anything.
+    pub async fn run(mut self, mut inbox: mpsc::UnboundedReceiver<Message>) {
         let mut open = true;
-        while open || self.table.slots_in_use() > 0 {
-            let deadline = self.table.next_deadline().map(|moment| self.clock + moment);
+        if let Some(pool) = self.desired.take() {
+            let actions = self.update(pool);
+            self.perform(actions);
+        }
+        loop {
+            let deadline = self.table.next_deadline(self.clock.now());
+            let deadline = deadline.map(|moment| self.clock.began + moment);
             let actions = tokio::select! {
                 message = inbox.recv(), if open => match message {
                     Some(message) => self.on_message(message),
                     None => {
                         open = false;
-                        self.table.close()
+                        self.table.close(self.clock.now())
                     }
                 },
-                Some((slot, report)) = from_slots.recv() => self.on_report(slot, report),
-                () = until(deadline) => self.table.tick(self.now()),
+                Some((slot, report)) = self.from_slots.recv() => self.on_report(slot, report),
+                () = until(deadline) => self.table.tick(self.clock.now()),
             };
             self.perform(actions);
-            if !self.closing.is_empty() && self.table.slots_in_use() == 0 {
+            if (!open || !self.closing.is_empty()) && self.table.slots_in_use() == 0 {
                 break;
             }
         }
@@ -168,59 +144,106 @@ impl Driver {
         }
     }
 
-    fn now(&self) -> Moment {
-        self.clock.elapsed()
-    }
-
     fn on_message(&mut self, message: Message) -> Vec<Action> {
+        let now = self.clock.now();
         match message {
-            Message::Claim { identifier, answer } => {
-                let ticket = Ticket(self.next_ticket);
-                self.next_ticket += 1;
-                self.tickets.insert(ticket, answer);
-                self.table.claim(ticket, &identifier, self.now())
+            Message::Claim {
+                ticket,
+                identifier,
+                answer,
+            } => {
+                let actions = self.table.claim(ticket, &identifier, now);
+                let caller = Caller { identifier, answer };
+                self.callers.insert(ticket, caller);
+                return actions;
             }
-            Message::Released(slot) => {
-                self.table.released(slot, self.now());
-                Vec::new()
+            Message::Abandoned(ticket) => {
+                if let Some(caller) = self.callers.remove(&ticket) {
+                    self.table.abandon(ticket, &caller.identifier);
+                }
             }
-            Message::Update(pool) => {
-                self.table.set_limits(limits(&pool));
-                self.pool = pool;
-                Vec::new()
+            Message::Released(slot) => self.table.released(slot, now),
+            Message::Session { identifier, answer } => {
+                let _ = answer.send(self.view(&identifier, now));
             }
+            Message::Sessions(answer) => {
+                let views = self.table.identifiers();
+                let views = views.filter_map(|identifier| self.view(identifier, now));
+                let _ = answer.send(views.collect());
+            }
+            Message::Stop { identifier, answer } => return self.stop(&identifier, answer, now),
+            Message::Status(answer) => {
+                let _ = answer.send(self.status());
+            }
+            Message::Update(pool) => return self.update(pool),
             Message::Close(done) => {
                 self.closing.push(done);
-                self.table.close()
+                return self.table.close(now);
             }
         }
+        Vec::new()
+    }
+
+    fn update(&mut self, pool: Arc<PoolRecord>) -> Vec<Action> {
+        let (limits, revision) = (limits(&pool), pool.revision);
+        if revision == self.active.revision {
+            self.desired = None;
+            self.active = Arc::clone(&pool);
+            // Whoever watches waits for another revision.
+            self.activated.send_if_modified(|active| {
+                *active = pool;
+                false
+            });
+        } else {
+            self.desired = Some(pool);
+        }
+        self.table.update(limits, revision, self.clock.now())
+    }
+
+    fn stop(
+        &mut self,
+        identifier: &Identifier,
+        answer: oneshot::Sender<Option<SessionView>>,
+        now: Moment,
+    ) -> Vec<Action> {
+        let view = self.view(identifier, now);
+        let stopped = self.table.stop(identifier, now);
+        let (Some(view), Some((slot, actions))) = (view, stopped) else {
+            let _ = answer.send(None);
+            return Vec::new();
+        };
+        if let Some(session) = self.session_mut(slot) {
+            session.stopping.push((answer, view));
+        }
+        actions
     }
 
     fn on_report(&mut self, slot: SlotId, report: Report) -> Vec<Action> {
+        let now = self.clock.now();
         match report {
-            Report::Ready { guest } => {
+            Report::Ready { worker, guest } => {
                 if let Some(live) = self.slots.get_mut(&slot) {
-                    live.upstream = Some(Upstream::new(guest));
+                    live.guest = Some((worker, Upstream::new(guest)));
                 }
-                self.table.slot_ready(slot)
+                self.table.slot_ready(slot, now)
             }
             Report::Bound => {
                 self.log(slot, "session started", None);
-                self.table.bound(slot, self.now())
+                self.table.bound(slot, now)
             }
-            Report::BindFailed => self.table.bind_failed(slot),
+            Report::BindFailed => self.table.bind_failed(slot, now),
             Report::Failed(failure) => {
-                self.log(
-                    slot,
-                    "session failed or ended by itself",
-                    Some(&failure.cause),
-                );
-                self.table.slot_failed(slot, failure)
+                self.log_failure(slot, &failure);
+                self.table.slot_failed(slot, failure, now)
             }
             Report::Gone => {
                 self.log(slot, "session gone", None);
-                self.slots.remove(&slot);
-                self.table.slot_gone(slot, self.now())
+                let live = self.slots.remove(&slot);
+                let session = live.and_then(|live| live.session);
+                for (answer, view) in session.into_iter().flat_map(|session| session.stopping) {
+                    let _ = answer.send(Some(view));
+                }
+                self.table.slot_gone(slot, now)
             }
         }
     }
@@ -228,48 +251,54 @@ impl Driver {
     fn perform(&mut self, actions: Vec<Action>) {
         for action in actions {
             match action {
-                Action::Fill { slot, identifier } => self.fill(slot, &identifier),
-                Action::Bind { slot, identifier } => {
-                    let session = self.slots.get(&slot).map(|live| live.session);
-                    if let Some(session) = session {
-                        self.order(
-                            slot,
-                            Order::Bind {
-                                session,
-                                identifier,
-                            },
-                        );
-                    }
-                }
-                Action::Drain { slot, reason } => {
-                    self.log(slot, "session ends", Some(&format_args!("{reason:?}")));
-                    if let Some(upstream) = self
-                        .slots
-                        .get(&slot)
-                        .and_then(|live| live.upstream.as_ref())
-                    {
-                        upstream.close();
-                    }
-                    self.order(slot, Order::Stop);
-                }
+                Action::Fill {
+                    slot,
+                    revision,
+                    urgency,
+                } => self.fill(slot, revision, urgency),
+                Action::Bind { slot, identifier } => self.bind(slot, identifier),
+                Action::Drain { slot, reason } => self.drain(slot, reason),
                 Action::Answer { ticket, answer } => self.answer(ticket, answer),
+                Action::Activate { revision } => {
+                    if let Some(pool) = self.desired.take() {
+                        tracing::info!(pool = %pool.name, %revision, before = %self.active.revision, "sessions are of a new revision");
+                        self.active = Arc::clone(&pool);
+                        self.activated.send_replace(pool);
+                    }
+                }
             }
         }
     }
 
-    fn fill(&mut self, slot: SlotId, identifier: &Identifier) {
+    fn fill(&mut self, slot: SlotId, revision: Uuid, urgency: Urgency) {
+        let desired = self.desired.as_ref();
+        let desired = desired.filter(|desired| desired.revision == revision);
+        let record = Arc::clone(desired.unwrap_or(&self.active));
+        let reservation = match self.tools.budget.reserve(&record) {
+            Ok(reservation) => reservation,
+            Err(shortage) => {
+                tracing::warn!(pool = %record.name, %revision, ?urgency, %shortage, "no slot could be started");
+                let actions = self.table.start_refused(slot, shortage, self.clock.now());
+                return self.perform(actions);
+            }
+        };
         let (orders, inbox) = mpsc::unbounded_channel();
         let live = Live {
-            session: Uuid::new_v4(),
+            record: Arc::clone(&record),
+            urgency,
             orders,
-            upstream: None,
-            fingerprint: identifier.fingerprint(&self.tools.fingerprints),
+            guest: None,
             since: Instant::now(),
+            session: None,
         };
         self.slots.insert(slot, live);
         let attendant = Attendant {
             slot,
-            pool: Arc::clone(&self.pool),
+            order: StartOrder {
+                pool: record,
+                urgency,
+            },
+            reservation,
             launcher: Arc::clone(&self.tools.launcher),
             records: self.tools.records.clone(),
             start_timeout: self.tools.start_timeout,
@@ -279,27 +308,56 @@ impl Driver {
         tokio::spawn(attendant.run());
     }
 
-    fn order(&self, slot: SlotId, order: Order) {
-        if let Some(live) = self.slots.get(&slot) {
-            // An attendant that is gone has said so, and its report is on the way.
-            let _ = live.orders.send(order);
+    fn bind(&mut self, slot: SlotId, identifier: Identifier) {
+        let Some(live) = self.slots.get_mut(&slot) else {
+            return;
+        };
+        let owned = Owned {
+            id: Uuid::new_v4(),
+            fingerprint: identifier.fingerprint(&self.tools.fingerprints),
+            since: Instant::now(),
+            created_at_ms: self.clock.wall(self.clock.now()),
+            stopping: Vec::new(),
+        };
+        let order = Order::Bind {
+            session: owned.id,
+            identifier,
+            created_at_ms: owned.created_at_ms,
+        };
+        live.session = Some(owned);
+        // An attendant that is gone has said so, and its report is on the way.
+        let _ = live.orders.send(order);
+    }
+
+    fn drain(&self, slot: SlotId, reason: EndReason) {
+        self.log(slot, "session ends", Some(&format_args!("{reason:?}")));
+        let Some(live) = self.slots.get(&slot) else {
+            return;
+        };
+        if live.session.is_none() {
+            tracing::debug!(pool = %live.record.name, revision = %live.record.revision, ?reason, "slot that nobody had is given up");
         }
+        if let Some((_, upstream)) = &live.guest {
+            upstream.close();
+        }
+        let _ = live.orders.send(Order::Stop);
     }
 
     fn answer(&mut self, ticket: Ticket, answer: Result<SlotId, Denied>) {
-        let Some(caller) = self.tickets.remove(&ticket) else {
+        let Some(caller) = self.callers.remove(&ticket) else {
             return;
         };
         let answer = answer.and_then(|slot| self.lease(slot).ok_or(Denied::Closing));
         // A caller that hung up gets nothing: the lease comes back, is dropped, and so released.
-        let _ = caller.send(answer);
+        let _ = caller.answer.send(answer);
     }
 
     fn lease(&self, slot: SlotId) -> Option<Lease> {
         let live = self.slots.get(&slot)?;
+        let (_, upstream) = live.guest.as_ref()?;
         Some(Lease {
-            upstream: Arc::clone(live.upstream.as_ref()?),
-            session: live.session,
+            upstream: Arc::clone(upstream),
+            session: live.session.as_ref()?.id,
             _hold: Hold {
                 slot,
                 messages: self.messages.upgrade()?,
@@ -307,26 +365,121 @@ impl Driver {
         })
     }
 
-    fn log(&self, slot: SlotId, what: &str, detail: Option<&dyn std::fmt::Display>) {
+    fn view(&self, identifier: &Identifier, now: Moment) -> Option<SessionView> {
+        let look = self.table.look(identifier, now)?;
+        let live = self.slots.get(&look.slot)?;
+        let (session, (worker, _)) = (live.session.as_ref()?, live.guest.as_ref()?);
+        Some(SessionView {
+            identifier: identifier.clone(),
+            session: session.id,
+            worker: *worker,
+            revision: live.record.revision,
+            state: look.state,
+            created_at_ms: session.created_at_ms,
+            last_accessed_at_ms: self.clock.wall(look.accessed),
+            expires_at_ms: look.expires.map(|expires| self.clock.wall(expires)),
+            open_requests: look.open,
+        })
+    }
+
+    fn status(&self) -> PoolStatus {
+        let of = |record: &Arc<PoolRecord>| RevisionStatus {
+            revision: record.revision,
+            record: Arc::clone(record),
+            counts: self.table.counts(record.revision),
+            last_failure: self.table.last_failure(record.revision).map(str::to_owned),
+        };
+        PoolStatus {
+            active: of(&self.active),
+            desired: self.desired.as_ref().map(of),
+        }
+    }
+
+    fn session_mut(&mut self, slot: SlotId) -> Option<&mut Owned> {
+        self.slots.get_mut(&slot)?.session.as_mut()
+    }
+
+    /// One line about a session; none about a slot that never had one.
+    fn log(&self, slot: SlotId, what: &str, reason: Option<&dyn std::fmt::Display>) {
         let Some(live) = self.slots.get(&slot) else {
             return;
         };
-        let detail = detail.map(tracing::field::display);
+        let (Some(session), Some((worker, _))) = (&live.session, &live.guest) else {
+            return;
+        };
+        let reason = reason.map(tracing::field::display);
         tracing::info!(
-            pool = %self.pool.name,
-            session = %live.session,
-            identifier_hash = %live.fingerprint,
-            age_ms = live.since.elapsed().as_millis(),
-            detail,
+            pool = %live.record.name,
+            session = %session.id,
+            identifier_hash = %session.fingerprint,
+            revision = %live.record.revision,
+            %worker,
+            age_ms = session.since.elapsed().as_millis(),
+            slot_age_ms = live.since.elapsed().as_millis(),
+            reason,
             "{what}"
+        );
+    }
+
+    fn log_failure(&self, slot: SlotId, failure: &StartFailure) {
+        let Some(live) = self.slots.get(&slot) else {
+            return;
+        };
+        if live.session.is_some() {
+            return self.log(slot, "session ends", Some(&failure.cause));
+        }
+        tracing::warn!(
+            pool = %live.record.name,
+            revision = %live.record.revision,
+            urgency = ?live.urgency,
+            slot_age_ms = live.since.elapsed().as_millis(),
+            reason = %failure.cause,
+            "slot failed before anybody had it"
         );
     }
 }
 
+/// The pool's time, and what it is on the wall.
+struct Clock {
+    began: Instant,
+    /// Kept as it was at the beginning, so that a moment has one name, until the host's clock is set.
+    began_ms: std::cell::Cell<u64>,
+}
+
+impl Clock {
+    fn start() -> Self {
+        Self {
+            began: Instant::now(),
+            began_ms: std::cell::Cell::new(unix_millis()),
+        }
+    }
+
+    fn now(&self) -> Moment {
+        self.began.elapsed()
+    }
+
+    fn wall(&self, moment: Moment) -> u64 {
+        let millis = |moment: Moment| u64::try_from(moment.as_millis()).unwrap_or(u64::MAX);
+        let now_ms = unix_millis();
+        let began_ms = now_ms.saturating_sub(millis(self.now()));
+        if began_ms.abs_diff(self.began_ms.get()) > CLOCK_SET_MS {
+            self.began_ms.set(began_ms);
+        }
+        self.began_ms.get().saturating_add(millis(moment))
+    }
+}
+
 fn limits(pool: &PoolRecord) -> Limits {
+    let count = |number| usize::try_from(number).unwrap_or(usize::MAX);
     Limits {
-        max_sessions: usize::try_from(pool.max_sessions).unwrap_or(usize::MAX),
-        cooldown: Duration::from_secs(pool.cooldown_seconds),
+        max_sessions: count(pool.max_sessions),
+        ready_sessions: count(pool.ready_sessions),
+        life: match pool.lifecycle {
+            Lifecycle::Timed => Life::Idle(Duration::from_secs(pool.cooldown_seconds)),
+            Lifecycle::OnContainerExit { max_alive_seconds } => {
+                Life::Alive(Duration::from_secs(max_alive_seconds))
+            }
+        },
     }
 }
 

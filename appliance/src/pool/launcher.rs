@@ -14,7 +14,9 @@ use tokio::net::UnixStream;
 use tokio::sync::mpsc;
 use uuid::Uuid;
 
+use super::probe::Unhealthy;
 use crate::store::PoolRecord;
+pub use crate::worker::Urgency;
 
 /// Most console lines that a failure is told with.
 const CONSOLE_LINES: usize = 20;
@@ -39,6 +41,7 @@ pub trait Launcher: Send + Sync + 'static {
 #[derive(Debug, Clone)]
 pub struct StartOrder {
     pub pool: Arc<PoolRecord>,
+    pub urgency: Urgency,
 }
 
 /// A guest on its way up.
@@ -54,8 +57,12 @@ pub trait Guest: Send + Sync + 'static {
     /// A new stream to the container's target port.
     fn connect(&self) -> BoxFuture<'_, io::Result<UnixStream>>;
 
-    /// Ends it: orderly first, by force after a while. Resolves when nothing of it is left.
-    fn stop(&self) -> BoxFuture<'_, ()>;
+    /// A new stream to any port that the container has open on loopback. Other than with
+    /// [`Guest::connect`], the container has accepted it.
+    fn connect_to(&self, port: u16) -> BoxFuture<'_, io::Result<UnixStream>>;
+
+    /// Ends it: orderly within `grace`, then by force. Resolves when nothing of it is left.
+    fn stop_within(&self, grace: Duration) -> BoxFuture<'_, ()>;
 
     /// The last lines that it printed.
     fn console_tail(&self) -> Vec<String>;
@@ -108,6 +115,8 @@ pub enum StartFailureCause {
     GuestEnded { how: String },
     /// The port did not accept in time.
     TimedOut { after: Duration, port: u16 },
+    /// A probe says so.
+    Unhealthy(Unhealthy),
 }
 
 impl StartFailure {
@@ -166,6 +175,7 @@ impl fmt::Display for StartFailureCause {
                     "Port {port} of the container did not accept connections within {seconds} seconds"
                 )
             }
+            Self::Unhealthy(unhealthy) => write!(f, "The container is not healthy: {unhealthy}"),
         }
     }
 }

@@ -1,32 +1,45 @@
 //! Pools and the sessions in them.
 //!
 //! ```text
-//! front ── claim ──▶ Pools ──▶ PoolHandle ──▶ driver (one task per pool, owns the sessions)
-//!                                               │  decides by: table (pure) ─ session, slot (pure)
+//! front ── claim ──▶ Pools ──▶ PoolHandle ──▶ driver (one task per pool, owns slots and sessions)
+//!                                               │  decides by: table, supply (pure) ─ session, slot,
+//!                                               │              queue, stock, pace (pure)
+//!                                               ├──▶ budget (what the host has left, for all pools)
 //!                                               └──▶ attendant (one task per slot) ──▶ launcher, store
 //! ```
 //!
 //! The store is written, and flushed, before a caller is told.
 
+pub mod budget;
 pub mod container;
 pub mod launcher;
+pub mod probe;
+pub mod view;
 
+mod action;
 mod attendant;
 mod driver;
+mod handle;
+mod inspect;
 mod names;
+mod pace;
+mod queue;
 mod registry;
 mod session;
 mod slot;
+mod stock;
+mod supply;
 mod table;
 mod upstream;
 
 #[cfg(test)]
 pub mod testing;
 
-pub use driver::{Lease, Tools};
+pub use action::Denied;
+pub use driver::Tools;
+pub use handle::{Lease, PoolHandle};
 pub use names::{FingerprintKey, IDENTIFIER_RULE, Identifier, POOL_NAME_RULE, PoolName};
 pub use registry::{PoolChangeError, Pools, Put};
-pub use table::Denied;
 pub use upstream::{Connection, RequestBody, Upstream};
 
 use std::time::{SystemTime, UNIX_EPOCH};

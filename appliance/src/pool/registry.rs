@@ -5,7 +5,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use tokio::sync::watch;
 
-use super::driver::{PoolHandle, Tools};
+use super::budget::TooLarge;
+use super::driver::Tools;
+use super::handle::PoolHandle;
 use super::launcher::PrepareFailure;
 use super::{PoolName, unix_millis};
 use crate::store::{PoolRecord, StoreError};
@@ -58,6 +60,9 @@ pub enum PoolChangeError {
         subscription: String,
         resource_group: String,
     },
+    /// The host is too small for what it promises.
+    #[error("The pool {name} does not fit this host: {source}")]
+    TooLarge { name: PoolName, source: TooLarge },
     /// Sessions of it could not be started.
     #[error("Sessions of the pool {name} could not be started")]
     NotPrepared {
@@ -88,15 +93,11 @@ impl Pools {
                 .remove_session(session.pool, session.identifier)
                 .await?;
         }
-        let mut pools = BTreeMap::new();
-        for record in tools.records.pools().await? {
-            let record = Arc::new(record);
-            let handle = PoolHandle::start(Arc::clone(&record), tools.clone());
-            pools.insert(record.name.clone(), Entry { record, handle });
-        }
+        let mut serving = serving(&tools).await?;
+        let records = tools.records.pools().await?;
         let inner = Inner {
             tools,
-            pools: RwLock::new(pools),
+            pools: RwLock::default(),
             changes: Mutex::default(),
             pending: Mutex::default(),
             telling: tokio::sync::Mutex::default(),
@@ -104,8 +105,68 @@ impl Pools {
         let pools = Self {
             inner: Arc::new(inner),
         };
+        for record in records {
+            let serving = serving.remove(&record.name);
+            pools.start(Arc::new(record), serving.map(Arc::new));
+        }
         pools.tell_launcher().await;
         Ok(pools)
+    }
+
+    /// Starts the driver of a pool, and a task that writes down which revision it serves.
+    fn start(&self, record: Arc<PoolRecord>, serving: Option<Arc<PoolRecord>>) {
+        let handle = PoolHandle::start(Arc::clone(&record), serving, self.inner.tools.clone());
+        let (name, mut active) = (record.name.clone(), handle.active());
+        self.insert(Entry { record, handle });
+        let inner = Arc::downgrade(&self.inner);
+        tokio::spawn(async move {
+            while active.changed().await.is_ok() {
+                let Some(inner) = inner.upgrade() else { return };
+                Self { inner }.moved_over(&name, &active).await;
+            }
+        });
+    }
+
+    /// Claims of this pool get another revision than before.
+    async fn moved_over(&self, name: &PoolName, active: &watch::Receiver<Arc<PoolRecord>>) {
+        {
+            let _changing = self.lock(name).await;
+            // Deleted, or made again, meanwhile?
+            let same = |handle: &PoolHandle| handle.active().same_channel(active);
+            let Some((record, _)) = self.get(name).filter(|(_, handle)| same(handle)) else {
+                return;
+            };
+            let active = Arc::clone(&active.borrow());
+            if let Err(error) = self.record_serving(&record, &active).await {
+                // The next start warms the new revision up once more.
+                let error: &dyn std::error::Error = &error;
+                tracing::error!(pool = %name, error, "it could not be recorded which revision serves");
+            }
+        }
+        self.tell_launcher().await;
+    }
+
+    /// Writes what serves while it is not what `record` says.
+    async fn record_serving(
+        &self,
+        record: &PoolRecord,
+        active: &PoolRecord,
+    ) -> Result<(), StoreError> {
+        let records = &self.inner.tools.records;
+        if active.revision == record.revision {
+            records.remove_serving(record.name.clone()).await
+        } else {
+            records.put_serving(active.clone()).await
+        }
+    }
+
+    fn insert(&self, entry: Entry) {
+        let mut pools = self
+            .inner
+            .pools
+            .write()
+            .unwrap_or_else(PoisonError::into_inner);
+        pools.insert(entry.record.name.clone(), entry);
     }
 
     /// The pool of this name, and the way to its driver.
@@ -204,7 +265,8 @@ impl Pools {
     ) -> Result<(Arc<PoolRecord>, Put), PoolChangeError> {
         let _changing = self.lock(&pool.name).await;
         let before = self.get(&pool.name);
-        if let Some((before, _)) = &before {
+        if let Some((before, handle)) = &before {
+            let active = Arc::clone(&handle.active().borrow());
             if !same_group(before, &pool) {
                 return Err(PoolChangeError::NameInUse {
                     name: pool.name,
@@ -216,39 +278,56 @@ impl Pools {
             pool.modified_at_ms = unix_millis();
             if before.same_template(&pool) {
                 pool.revision = before.revision;
+            } else if active.same_template(&pool) {
+                // A change is taken back before it was done.
+                pool.revision = active.revision;
             }
         }
         let record = Arc::new(pool);
         self.prepare(&record).await?;
-        let stored = self.inner.tools.records.put_pool((*record).clone()).await;
+        let handle = before.map(|(_, handle)| handle);
+        let stored = self.store(&record, handle.as_ref()).await;
         stored.map_err(|source| PoolChangeError::Store {
             name: record.name.clone(),
             source,
         })?;
-        let (handle, put) = match before {
-            Some((_, handle)) => {
+        let put = match handle {
+            Some(handle) => {
                 handle.update(Arc::clone(&record));
-                (handle, Put::Updated)
+                self.insert(Entry {
+                    record: Arc::clone(&record),
+                    handle,
+                });
+                Put::Updated
             }
-            None => (
-                PoolHandle::start(Arc::clone(&record), self.inner.tools.clone()),
-                Put::Created,
-            ),
+            None => {
+                self.start(Arc::clone(&record), None);
+                Put::Created
+            }
         };
-        let entry = Entry {
-            record: Arc::clone(&record),
-            handle,
-        };
-        {
-            let mut pools = self
-                .inner
-                .pools
-                .write()
-                .unwrap_or_else(PoisonError::into_inner);
-            pools.insert(record.name.clone(), entry);
-        }
         self.tell_launcher().await;
         Ok((record, put))
+    }
+
+    /// Writes a pool. What serves until the new record does is written first: after a crash in between
+    /// the two are the same.
+    async fn store(
+        &self,
+        record: &PoolRecord,
+        handle: Option<&PoolHandle>,
+    ) -> Result<(), StoreError> {
+        let records = &self.inner.tools.records;
+        let active = handle.map(|handle| Arc::clone(&handle.active().borrow()));
+        match active.filter(|active| active.revision != record.revision) {
+            Some(active) => {
+                records.put_serving((*active).clone()).await?;
+                records.put_pool(record.clone()).await
+            }
+            None => {
+                records.put_pool(record.clone()).await?;
+                records.remove_serving(record.name.clone()).await
+            }
+        }
     }
 
     /// Waits until sessions of this pool can be started, unless it is deleted before.
@@ -260,7 +339,21 @@ impl Pools {
             record: Arc::clone(record),
             withdrawn,
         };
-        self.lock_pending().insert(name.clone(), pending);
+        {
+            let mut all = self.lock_pending();
+            let changing = all.values().map(|pending| Arc::clone(&pending.record));
+            let others = self.list().into_iter().chain(changing);
+            let others = others.map(|other| (other.name.clone(), other));
+            let mut others: BTreeMap<_, _> = others.collect();
+            others.remove(name);
+            let others: Vec<_> = others.into_values().collect();
+            let admitted = self.inner.tools.budget.admit(record, &others);
+            admitted.map_err(|source| PoolChangeError::TooLarge {
+                name: name.clone(),
+                source,
+            })?;
+            all.insert(name.clone(), pending);
+        }
         let prepared = tokio::select! {
             prepared = self.inner.tools.launcher.prepare(Arc::clone(record)) => {
                 prepared.map_err(|failure| PoolChangeError::NotPrepared {
@@ -285,7 +378,23 @@ impl Pools {
 
     async fn tell_launcher(&self) {
         let _telling = self.inner.telling.lock().await;
-        self.inner.tools.launcher.pools_changed(self.list()).await;
+        // What serves, and what is to serve.
+        let entries: Vec<_> = {
+            let pools = self
+                .inner
+                .pools
+                .read()
+                .unwrap_or_else(PoisonError::into_inner);
+            pools.values().cloned().collect()
+        };
+        let mut pools = Vec::with_capacity(entries.len());
+        for Entry { record, handle } in entries {
+            let active = Arc::clone(&handle.active().borrow());
+            let changing = active.revision != record.revision;
+            pools.push(record);
+            pools.extend(changing.then_some(active));
+        }
+        self.inner.tools.launcher.pools_changed(pools).await;
     }
 
     async fn delete_now(&self, name: PoolName) -> Result<bool, PoolChangeError> {
@@ -299,7 +408,11 @@ impl Pools {
         };
         // Out of the store first: after a crash here the pool does not come back half deleted, and its
         // sessions are removed by the next start.
-        let removed = self.inner.tools.records.remove_pool(name.clone()).await;
+        let records = &self.inner.tools.records;
+        let removed = match records.remove_serving(name.clone()).await {
+            Ok(()) => records.remove_pool(name.clone()).await,
+            Err(error) => Err(error),
+        };
         removed.map_err(|source| PoolChangeError::Store {
             name: name.clone(),
             source,
@@ -318,6 +431,15 @@ impl Pools {
     }
 }
 
+/// What pools serve that have a newer record of their own.
+async fn serving(tools: &Tools) -> Result<HashMap<PoolName, PoolRecord>, StoreError> {
+    let serving = tools.records.serving().await?;
+    Ok(serving
+        .into_iter()
+        .map(|record| (record.name.clone(), record))
+        .collect())
+}
+
 fn same_group(one: &PoolRecord, other: &PoolRecord) -> bool {
     one.subscription.eq_ignore_ascii_case(&other.subscription)
         && one
@@ -327,8 +449,13 @@ fn same_group(one: &PoolRecord, other: &PoolRecord) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
+    use uuid::Uuid;
+
     use super::*;
-    use crate::pool::testing::FakeLauncher;
+    use crate::pool::budget::{Budget, Size};
+    use crate::pool::testing::{FakeLauncher, Plan};
     use crate::store::tests::{pool as record, session};
 
     #[tokio::test]
@@ -457,5 +584,136 @@ mod tests {
     async fn pool_that_is_not_there_is_not_deleted() {
         let pools = Pools::open(FakeLauncher::mute().tools()).await.unwrap();
         assert!(!pools.delete(record("alpha").name).await.unwrap());
+    }
+
+    const ONE: Uuid = Uuid::from_u128(7);
+    const TWO: Uuid = Uuid::from_u128(8);
+
+    /// Alpha with another template.
+    fn changed() -> PoolRecord {
+        PoolRecord {
+            revision: TWO,
+            args: vec!["--quiet".into()],
+            ..record("alpha")
+        }
+    }
+
+    fn active(pools: &Pools) -> watch::Receiver<Arc<PoolRecord>> {
+        pools.get(&record("alpha").name).unwrap().1.active()
+    }
+
+    /// Waits until claims get this revision, and everything that follows from it is done.
+    async fn moved_over(pools: &Pools, launcher: &FakeLauncher, revision: Uuid) {
+        let mut active = active(pools);
+        let moved = active.wait_for(|active| active.revision == revision);
+        tokio::time::timeout(Duration::from_secs(30), moved)
+            .await
+            .expect("it does not come up")
+            .unwrap();
+        let told = async {
+            while launcher.told().last().is_none_or(|told| told.len() != 1) {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(30), told)
+            .await
+            .expect("the launcher is not told");
+    }
+
+    #[tokio::test]
+    async fn revision_that_serves_while_another_warms_survives_a_restart() {
+        let launcher = FakeLauncher::mute();
+        launcher.plan_for(TWO, Plan::Silent);
+        let pools = Pools::open(launcher.tools()).await.unwrap();
+        pools.put(record("alpha")).await.unwrap();
+        pools.put(changed()).await.unwrap();
+        assert_eq!(active(&pools).borrow().revision, ONE);
+        assert_eq!(pools.list()[0].revision, TWO);
+        // What both are started from is needed.
+        assert_eq!(launcher.told().pop().unwrap(), ["alpha", "alpha"]);
+        pools.close().await;
+
+        let pools = Pools::open(launcher.tools()).await.unwrap();
+        assert_eq!(active(&pools).borrow().args, record("alpha").args);
+        pools.close().await;
+
+        launcher.plan_for(TWO, Plan::Ready);
+        let pools = Pools::open(launcher.tools()).await.unwrap();
+        moved_over(&pools, &launcher, TWO).await;
+        assert_eq!(launcher.tools().records.serving().await.unwrap(), []);
+        pools.close().await;
+        let pools = Pools::open(launcher.tools()).await.unwrap();
+        assert_eq!(active(&pools).borrow().revision, TWO);
+    }
+
+    #[tokio::test]
+    async fn change_that_is_taken_back_before_it_serves_leaves_the_revision_that_does() {
+        let launcher = FakeLauncher::mute();
+        launcher.plan_for(TWO, Plan::Silent);
+        let pools = Pools::open(launcher.tools()).await.unwrap();
+        pools.put(record("alpha")).await.unwrap();
+        pools.put(changed()).await.unwrap();
+        let again = PoolRecord {
+            revision: Uuid::from_u128(9),
+            max_sessions: 3,
+            ..record("alpha")
+        };
+        let (record, _) = pools.put(again).await.unwrap();
+        assert_eq!((record.revision, record.max_sessions), (ONE, 3));
+        assert_eq!(launcher.tools().records.serving().await.unwrap(), []);
+        launcher.wait_alive(0).await;
+    }
+
+    #[tokio::test]
+    async fn pool_that_is_deleted_while_it_changes_leaves_nothing_in_the_store() {
+        let launcher = FakeLauncher::mute();
+        launcher.plan_for(TWO, Plan::Silent);
+        let pools = Pools::open(launcher.tools()).await.unwrap();
+        pools.put(record("alpha")).await.unwrap();
+        pools.put(changed()).await.unwrap();
+        assert!(pools.delete(record("alpha").name).await.unwrap());
+        let records = launcher.tools().records;
+        assert_eq!(records.serving().await.unwrap(), []);
+        assert_eq!(records.pools().await.unwrap(), []);
+        assert_eq!(launcher.alive(), 0);
+    }
+
+    #[tokio::test]
+    async fn pools_that_promise_more_than_the_host_has_are_refused_before_anything_is_prepared() {
+        let launcher = FakeLauncher::mute();
+        // Four sessions of the record's size.
+        launcher.budget(Budget::new(Size {
+            mem_mib: 4 * 528,
+            cpu_millis: 1 << 20,
+        }));
+        let pools = Pools::open(launcher.tools()).await.unwrap();
+        let pool = |name, max_sessions, ready_sessions| PoolRecord {
+            max_sessions,
+            ready_sessions,
+            ..record(name)
+        };
+        pools.put(pool("alpha", 4, 3)).await.unwrap();
+        let property = async |pool| match pools.put(pool).await {
+            Err(PoolChangeError::TooLarge { source, .. }) => source.property,
+            other => panic!("{other:?}"),
+        };
+        let max = property(pool("beta", 5, 0)).await;
+        assert!(max.ends_with("maxConcurrentSessions"), "{max}");
+        let ready = property(pool("beta", 4, 2)).await;
+        assert!(ready.ends_with("readySessionInstances"), "{ready}");
+        // One that is being prepared counts too.
+        let making = launcher
+            .put_while_preparing(&pools, pool("gamma", 4, 1))
+            .await;
+        assert!(
+            property(pool("beta", 4, 1))
+                .await
+                .ends_with("readySessionInstances")
+        );
+        launcher.prepared(Ok(()));
+        making.await.unwrap().unwrap();
+        // Its own old promise does not count against a changed pool.
+        pools.put(pool("alpha", 4, 2)).await.unwrap();
+        pools.put(pool("beta", 4, 1)).await.unwrap();
     }
 }

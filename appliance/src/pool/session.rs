@@ -12,116 +12,111 @@ pub struct Ticket(pub u64);
 /// A point in time, as the time since the pool's clock began.
 pub type Moment = Duration;
 
-/// Where a session is in its life.
+/// A slot that belongs to an identifier.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Session {
-    /// Its slot warms up; these callers wait.
-    Starting { slot: SlotId, waiting: Vec<Ticket> },
-    /// Its slot is ready and the store is being told who owns it; these callers wait.
-    Binding { slot: SlotId, waiting: Vec<Ticket> },
-    /// It answers requests.
-    Serving { slot: SlotId, use_: Use },
-    /// Its slot is being stopped. Callers that came since wait for a new session of the same name,
-    /// which begins when nothing is left of this one.
-    Ending { slot: SlotId, waiting: Vec<Ticket> },
+pub struct Session {
+    pub slot: SlotId,
+    /// When it got its slot.
+    pub claimed: Moment,
+    /// When a request last began or ended.
+    pub accessed: Moment,
+    pub phase: Phase,
 }
 
-/// Whether somebody uses the session right now.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Use {
-    /// This many requests or streams are open.
-    Busy { open: u64 },
-    /// Nobody, since then.
-    Idle { since: Moment },
+/// Where a session is in its life.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Phase {
+    /// The store is being told who owns the slot; these callers wait.
+    Binding { waiting: Vec<Ticket> },
+    /// It answers requests; so many requests or streams are open.
+    Serving { open: u64 },
+    /// Its slot is being stopped. The next session of the same name begins when nothing is left.
+    Ending,
 }
 
 impl Session {
-    /// The slot it lives in.
-    pub fn slot(&self) -> SlotId {
-        match self {
-            Self::Starting { slot, .. }
-            | Self::Binding { slot, .. }
-            | Self::Serving { slot, .. }
-            | Self::Ending { slot, .. } => *slot,
+    /// One that gets its slot now.
+    pub fn new(slot: SlotId, waiting: Vec<Ticket>, now: Moment) -> Self {
+        Self {
+            slot,
+            claimed: now,
+            accessed: now,
+            phase: Phase::Binding { waiting },
         }
     }
 
-    /// A caller comes. `true`: it is answered at once. `false`: it waits.
-    pub fn join(&mut self, ticket: Ticket) -> bool {
-        match self {
-            Self::Starting { waiting, .. }
-            | Self::Binding { waiting, .. }
-            | Self::Ending { waiting, .. } => {
+    /// Since when nobody uses it; `None` while somebody does, or while it does not serve.
+    pub fn idle_since(&self) -> Option<Moment> {
+        match self.phase {
+            Phase::Serving { open: 0 } => Some(self.accessed),
+            Phase::Serving { .. } | Phase::Binding { .. } | Phase::Ending => None,
+        }
+    }
+
+    /// A caller comes.
+    pub fn join(&mut self, ticket: Ticket, now: Moment) -> Joined {
+        match &mut self.phase {
+            Phase::Binding { waiting } => {
                 waiting.push(ticket);
-                false
+                Joined::Waits
             }
-            Self::Serving { use_, .. } => {
-                *use_ = match *use_ {
-                    Use::Busy { open } => Use::Busy { open: open + 1 },
-                    Use::Idle { .. } => Use::Busy { open: 1 },
-                };
-                true
+            Phase::Serving { open } => {
+                *open += 1;
+                self.accessed = now;
+                Joined::Served
             }
+            Phase::Ending => Joined::TooLate,
         }
     }
 
-    /// The slot is ready.
-    pub fn ready(&mut self) {
-        if let Self::Starting { slot, waiting } = self {
-            *self = Self::Binding {
-                slot: *slot,
-                waiting: std::mem::take(waiting),
-            };
+    /// A caller that waits goes away.
+    pub fn abandon(&mut self, ticket: Ticket) {
+        if let Phase::Binding { waiting } = &mut self.phase {
+            waiting.retain(|other| *other != ticket);
         }
     }
 
     /// The store knows. Every caller that waited now has a request open.
     pub fn bound(&mut self, now: Moment) -> Vec<Ticket> {
-        let Self::Binding { slot, waiting } = self else {
+        let Phase::Binding { waiting } = &mut self.phase else {
             return Vec::new();
         };
-        let (slot, answered) = (*slot, std::mem::take(waiting));
-        let use_ = match answered.len() {
-            0 => Use::Idle { since: now },
-            open => Use::Busy { open: open as u64 },
+        let answered = std::mem::take(waiting);
+        self.accessed = now;
+        self.phase = Phase::Serving {
+            open: answered.len() as u64,
         };
-        *self = Self::Serving { slot, use_ };
         answered
     }
 
     /// A request or stream ended.
     pub fn release(&mut self, now: Moment) {
-        if let Self::Serving { use_, .. } = self {
-            *use_ = match *use_ {
-                Use::Busy { open } if open > 1 => Use::Busy { open: open - 1 },
-                Use::Busy { .. } => Use::Idle { since: now },
-                idle @ Use::Idle { .. } => idle,
-            };
+        if let Phase::Serving { open } = &mut self.phase
+            && *open > 0
+        {
+            *open -= 1;
+            self.accessed = now;
         }
     }
 
     /// It ends. Gives the callers that waited for the session that now will not be.
     pub fn end(&mut self) -> Vec<Ticket> {
-        let slot = self.slot();
-        match self {
-            Self::Starting { waiting, .. } | Self::Binding { waiting, .. } => {
-                let abandoned = std::mem::take(waiting);
-                *self = Self::Ending {
-                    slot,
-                    waiting: Vec::new(),
-                };
-                abandoned
-            }
-            Self::Serving { .. } => {
-                *self = Self::Ending {
-                    slot,
-                    waiting: Vec::new(),
-                };
-                Vec::new()
-            }
-            Self::Ending { .. } => Vec::new(),
+        match std::mem::replace(&mut self.phase, Phase::Ending) {
+            Phase::Binding { waiting } => waiting,
+            Phase::Serving { .. } | Phase::Ending => Vec::new(),
         }
     }
+}
+
+/// What becomes of a caller.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Joined {
+    /// It is answered at once.
+    Served,
+    /// It is answered when the store knows.
+    Waits,
+    /// This session takes nobody any more.
+    TooLate,
 }
 
 #[cfg(test)]
@@ -134,96 +129,61 @@ mod tests {
         Duration::from_secs(n)
     }
 
-    fn serving() -> Session {
-        let mut session = Session::Starting {
-            slot: SLOT,
-            waiting: vec![Ticket(1)],
-        };
-        session.ready();
-        session.bound(seconds(5));
-        session
+    fn binding() -> Session {
+        Session::new(SLOT, vec![Ticket(1)], seconds(4))
     }
 
     #[test]
     fn callers_that_wait_are_answered_together_when_the_store_knows() {
-        let mut session = Session::Starting {
-            slot: SLOT,
-            waiting: vec![Ticket(1)],
-        };
-        assert!(!session.join(Ticket(2)));
-        session.ready();
-        assert!(!session.join(Ticket(3)));
-        assert_eq!(session.bound(seconds(5)), [Ticket(1), Ticket(2), Ticket(3)]);
+        let mut session = binding();
+        assert_eq!(session.join(Ticket(2), seconds(4)), Joined::Waits);
+        assert_eq!(session.bound(seconds(5)), [Ticket(1), Ticket(2)]);
+        assert_eq!(session.phase, Phase::Serving { open: 2 });
         assert_eq!(
-            session,
-            Session::Serving {
-                slot: SLOT,
-                use_: Use::Busy { open: 3 }
-            }
+            (session.claimed, session.accessed),
+            (seconds(4), seconds(5))
         );
+    }
+
+    #[test]
+    fn session_whose_callers_all_went_away_is_idle_from_the_start() {
+        let mut session = binding();
+        session.abandon(Ticket(1));
+        assert_eq!(session.bound(seconds(5)), []);
+        assert_eq!(session.idle_since(), Some(seconds(5)));
     }
 
     #[test]
     fn idle_time_begins_when_the_last_of_several_requests_ends() {
-        let mut session = serving();
-        assert!(session.join(Ticket(2)));
+        let mut session = binding();
+        session.bound(seconds(5));
+        assert_eq!(session.join(Ticket(2), seconds(6)), Joined::Served);
         session.release(seconds(10));
-        assert_eq!(
-            session,
-            Session::Serving {
-                slot: SLOT,
-                use_: Use::Busy { open: 1 }
-            }
-        );
+        assert_eq!(session.idle_since(), None);
         session.release(seconds(20));
-        assert_eq!(
-            session,
-            Session::Serving {
-                slot: SLOT,
-                use_: Use::Idle { since: seconds(20) }
-            }
-        );
+        assert_eq!(session.idle_since(), Some(seconds(20)));
         session.release(seconds(30));
-        assert_eq!(
-            session,
-            Session::Serving {
-                slot: SLOT,
-                use_: Use::Idle { since: seconds(20) }
-            }
-        );
+        assert_eq!(session.idle_since(), Some(seconds(20)));
     }
 
     #[test]
-    fn session_that_ends_while_starting_gives_up_its_callers_once() {
-        let mut session = Session::Starting {
-            slot: SLOT,
-            waiting: vec![Ticket(1)],
-        };
+    fn session_that_ends_while_it_is_bound_gives_up_its_callers_once() {
+        let mut session = binding();
         assert_eq!(session.end(), [Ticket(1)]);
-        assert!(!session.join(Ticket(2)));
+        assert_eq!(session.join(Ticket(2), seconds(9)), Joined::TooLate);
         assert_eq!(session.end(), []);
-        assert_eq!(
-            session,
-            Session::Ending {
-                slot: SLOT,
-                waiting: vec![Ticket(2)]
-            }
-        );
     }
 
     #[test]
     fn ending_session_never_serves_again() {
-        let mut session = serving();
+        let mut session = binding();
+        session.bound(seconds(5));
         session.end();
-        session.ready();
         assert_eq!(session.bound(seconds(9)), []);
         session.release(seconds(9));
         assert_eq!(
-            session,
-            Session::Ending {
-                slot: SLOT,
-                waiting: vec![]
-            }
+            (session.phase, session.accessed),
+            (Phase::Ending, seconds(5))
         );
     }
 }

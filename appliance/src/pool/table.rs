@@ -1,106 +1,89 @@
 //! All sessions and slots of one pool, as a pure state machine: what happened goes in, what must be
-//! done comes out. No clock, no task, no I/O: `driver.rs` brings those.
+//! done comes out. No clock, no task, no I/O: `driver.rs` brings those. What is started and what is
+//! given up is decided in `supply.rs`; what can be seen from outside is in `inspect.rs`.
 //!
-//! Invariants, checked by a model test: at most one session per identifier, at most
-//! `max_sessions` slots, every ticket answered exactly once, no slot leased twice.
+//! ```text
+//! claim ─▶ session ─▶ answered
+//!    └───▶ ready slot, else the queue ─▶ next slot that is ready ─▶ Bind ─▶ bound ─▶ answered
+//! ```
+//!
+//! Invariants, checked by a model test: at most one session per identifier, at most `max_sessions`
+//! slots, every ticket answered exactly once, no slot leased twice, no slot of a revision leased
+//! after one of a newer revision was.
 
 use std::collections::{BTreeSet, HashMap};
 use std::time::Duration;
 
+use uuid::Uuid;
+
 use super::Identifier;
-use super::launcher::StartFailure;
-use super::session::{Moment, Session, Ticket, Use};
+use super::action::{Action, Denied, EndReason, Life, Limits};
+use super::budget::Shortage;
+use super::launcher::{StartFailure, Urgency};
+use super::queue::Queue;
+use super::session::{Joined, Moment, Session, Ticket};
 use super::slot::{Slot, SlotEvent, SlotId};
+use super::stock::Stock;
 
-/// What a caller is told to wait when the pool is full and something is about to leave it.
+/// What a caller is told to wait at least.
 const RETRY_SOON: Duration = Duration::from_secs(1);
+/// What a caller is told to wait at most where sessions may end at any time by themselves, and what
+/// it is told when the host is full: somebody else's session has to end, and nobody knows when.
+const RETRY_SOMETIME: Duration = Duration::from_secs(10);
 
-/// What the pool allows.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Limits {
-    pub max_sessions: usize,
-    pub cooldown: Duration,
-}
-
-/// What the driver must do, in this order.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Action {
-    /// Start a worker in this new slot. The identifier is the one it is meant for.
-    Fill {
-        slot: SlotId,
-        identifier: Identifier,
-    },
-    /// Write that the slot belongs to this identifier, then report `bound` or `bind_failed`.
-    Bind {
-        slot: SlotId,
-        identifier: Identifier,
-    },
-    /// Tell the caller. `Ok`: the caller has a request open in this slot.
-    Answer {
-        ticket: Ticket,
-        answer: Result<SlotId, Denied>,
-    },
-    /// Stop the worker, then report `slot_gone`.
-    Drain { slot: SlotId, reason: EndReason },
-}
-
-/// Why a caller gets no session.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Denied {
-    /// The pool has as many sessions as it may have.
-    Full {
-        max_sessions: usize,
-        retry_after: Duration,
-    },
-    /// The session did not come up.
-    StartFailed(StartFailure),
-    /// The store could not be told, so nobody may be.
-    NotRecorded,
-    /// The pool is being deleted, or the appliance stops.
-    Closing,
-}
-
-/// Why a session ended, for the log.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum EndReason {
-    /// Nobody used it for the cooldown period.
-    Idle,
-    /// Its pool was deleted, or the appliance stops.
-    Closing,
-    /// The store did not take its record.
-    NotRecorded,
+/// One slot.
+#[derive(Debug)]
+pub(super) struct Place {
+    pub state: Slot,
+    pub revision: Uuid,
+    pub urgency: Urgency,
+    pub started: Moment,
+    /// Without meaning until it is ready.
+    pub ready_at: Moment,
+    pub owner: Option<Identifier>,
 }
 
 /// The state. See the module documentation.
 #[derive(Debug)]
 pub struct Table {
-    limits: Limits,
-    slots: HashMap<SlotId, Slot>,
-    sessions: HashMap<Identifier, Session>,
-    owner: HashMap<SlotId, Identifier>,
+    pub(super) limits: Limits,
+    pub(super) slots: HashMap<SlotId, Place>,
+    pub(super) queue: Queue,
+    /// The revision that claims get.
+    pub(super) active: Stock,
+    /// The one that takes its place as soon as one of its slots is ready.
+    pub(super) desired: Option<Stock>,
+    /// How many slots are leased, and how many drain.
+    pub(super) leased: usize,
+    pub(super) draining: usize,
+    pub(super) next_slot: u64,
+    pub(super) closing: bool,
+    pub(super) seed: u64,
+    pub(super) sessions: HashMap<Identifier, Session>,
     /// Idle sessions, the longest idle first.
     idle: BTreeSet<(Moment, SlotId)>,
-    next_slot: u64,
-    closing: bool,
+    /// Sessions that do not end yet, the oldest first.
+    living: BTreeSet<(Moment, SlotId)>,
 }
 
 impl Table {
-    /// An empty pool.
-    pub fn new(limits: Limits) -> Self {
+    /// An empty pool. Ask for [`tick`](Self::tick) to begin.
+    pub fn new(limits: Limits, revision: Uuid, seed: u64) -> Self {
         Self {
             limits,
             slots: HashMap::new(),
-            sessions: HashMap::new(),
-            owner: HashMap::new(),
-            idle: BTreeSet::new(),
+            queue: Queue::default(),
+            active: Stock::new(revision, seed, Duration::ZERO),
+            desired: None,
+            leased: 0,
+            draining: 0,
             next_slot: 0,
             closing: false,
+            seed,
+            sessions: HashMap::new(),
+            idle: BTreeSet::new(),
+            living: BTreeSet::new(),
         }
-    }
-
-    /// Changes the limits; sessions above a lowered maximum live on.
-    pub fn set_limits(&mut self, limits: Limits) {
-        self.limits = limits;
     }
 
     /// Slots in use, those that drain included.
@@ -109,38 +92,63 @@ impl Table {
     }
 
     /// When [`tick`](Self::tick) next has something to do.
-    pub fn next_deadline(&self) -> Option<Moment> {
-        self.idle
-            .first()
-            .map(|(since, _)| *since + self.limits.cooldown)
+    pub fn next_deadline(&self, now: Moment) -> Option<Moment> {
+        let (of, after) = match self.limits.life {
+            Life::Idle(cooldown) => (&self.idle, cooldown),
+            Life::Alive(longest) => (&self.living, longest),
+        };
+        let expiry = of.first().map(|(since, _)| *since + after);
+        [expiry, self.supply_deadline(now)]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     /// Somebody wants the session of this identifier.
     pub fn claim(&mut self, ticket: Ticket, identifier: &Identifier, now: Moment) -> Vec<Action> {
         if self.closing {
-            return vec![Action::Answer {
-                ticket,
-                answer: Err(Denied::Closing),
-            }];
+            return deny(vec![ticket], &Denied::Closing);
         }
-        let Some(session) = self.sessions.get_mut(identifier) else {
-            return self.start(identifier, vec![ticket], now);
-        };
-        if let Session::Serving {
-            slot,
-            use_: Use::Idle { since },
-        } = session
-        {
-            self.idle.remove(&(*since, *slot));
+        let mut held = false;
+        if let Some(session) = self.sessions.get_mut(identifier) {
+            let idle_since = session.idle_since();
+            match session.join(ticket, now) {
+                Joined::Served => {
+                    let slot = session.slot;
+                    if let Some(since) = idle_since {
+                        self.idle.remove(&(since, slot));
+                    }
+                    let answer = Ok(slot);
+                    return vec![Action::Answer { ticket, answer }];
+                }
+                Joined::Waits => return Vec::new(),
+                Joined::TooLate => held = true,
+            }
         }
-        if session.join(ticket) {
-            vec![Action::Answer {
-                ticket,
-                answer: Ok(session.slot()),
-            }]
-        } else {
-            Vec::new()
+        if self.queue.join(identifier, ticket) {
+            return Vec::new();
         }
+        let mut actions = Vec::new();
+        match self.active.oldest_ready() {
+            Some(slot) if !held => {
+                self.give(slot, identifier.clone(), vec![ticket], now, &mut actions);
+            }
+            // Everything that is not leased will be free or ready soon.
+            _ if self.leased + self.queue.len() < self.limits.max_sessions => {
+                self.queue.push(identifier.clone(), vec![ticket], held);
+            }
+            _ => return deny(vec![ticket], &self.full(now)),
+        }
+        self.fill(now, &mut actions);
+        actions
+    }
+
+    /// The caller went away before it was answered.
+    pub fn abandon(&mut self, ticket: Ticket, identifier: &Identifier) {
+        if let Some(session) = self.sessions.get_mut(identifier) {
+            session.abandon(ticket);
+        }
+        self.queue.abandon(identifier, ticket);
     }
 
     /// A request or stream of this slot ended.
@@ -149,28 +157,29 @@ impl Table {
             return;
         };
         session.release(now);
-        if let Session::Serving {
-            use_: Use::Idle { since },
-            ..
-        } = *session
-        {
-            self.idle.insert((since, slot));
-        }
+        let idle_since = session.idle_since();
+        self.idle.extend(idle_since.map(|since| (since, slot)));
     }
 
     /// The container in this slot answers.
-    pub fn slot_ready(&mut self, slot: SlotId) -> Vec<Action> {
-        // Ready and leased in one step for as long as a slot is only filled for a session that waits.
-        if !self.step(slot, SlotEvent::WorkerReady) || !self.step(slot, SlotEvent::Lease) {
-            return Vec::new();
+    pub fn slot_ready(&mut self, slot: SlotId, now: Moment) -> Vec<Action> {
+        let mut actions = Vec::new();
+        if !self.step(slot, SlotEvent::WorkerReady, now) {
+            return actions;
         }
-        let Some(identifier) = self.owner.get(&slot).cloned() else {
-            return Vec::new();
-        };
-        if let Some(session) = self.sessions.get_mut(&identifier) {
-            session.ready();
+        let revision = self.slots.get(&slot).map(|place| place.revision);
+        let desired = self.desired.as_ref().map(|desired| desired.revision);
+        let moves_over = desired.is_some() && desired == revision;
+        if moves_over {
+            self.activate(now, &mut actions);
         }
-        vec![Action::Bind { slot, identifier }]
+        self.active.pace.came_up();
+        self.serve_queue(now, &mut actions);
+        if moves_over {
+            self.trim(now, &mut actions);
+        }
+        self.fill(now, &mut actions);
+        actions
     }
 
     /// The store knows who owns this slot.
@@ -179,13 +188,8 @@ impl Table {
             return Vec::new();
         };
         let answered = session.bound(now);
-        if let Session::Serving {
-            use_: Use::Idle { since },
-            ..
-        } = *session
-        {
-            self.idle.insert((since, slot));
-        }
+        let idle_since = session.idle_since();
+        self.idle.extend(idle_since.map(|since| (since, slot)));
         let answer = |ticket| Action::Answer {
             ticket,
             answer: Ok(slot),
@@ -194,145 +198,256 @@ impl Table {
     }
 
     /// The store did not take the record.
-    pub fn bind_failed(&mut self, slot: SlotId) -> Vec<Action> {
-        let mut actions = self.end(slot, &Denied::NotRecorded);
-        actions.push(Action::Drain {
-            slot,
-            reason: EndReason::NotRecorded,
-        });
+    pub fn bind_failed(&mut self, slot: SlotId, now: Moment) -> Vec<Action> {
+        let abandoned = self.end_session(slot);
+        let mut actions = deny(abandoned, &Denied::NotRecorded);
+        self.drain(slot, EndReason::NotRecorded, now, &mut actions);
         actions
     }
 
     /// The worker did not come up, or its container ended. Whoever reports this stops the worker
     /// too, so nothing is asked for it here.
-    pub fn slot_failed(&mut self, slot: SlotId, failure: StartFailure) -> Vec<Action> {
-        self.end(slot, &Denied::StartFailed(failure))
+    pub fn slot_failed(&mut self, slot: SlotId, failure: StartFailure, now: Moment) -> Vec<Action> {
+        let mut actions = Vec::new();
+        let Some(place) = self.slots.get(&slot) else {
+            return actions;
+        };
+        let (state, urgency, revision) = (place.state, place.urgency, place.revision);
+        let (started, ready_at) = (place.started, place.ready_at);
+        let abandoned = match state {
+            Slot::Draining => return actions,
+            Slot::Leased => self.end_session(slot),
+            Slot::Warming if urgency == Urgency::Claim && revision == self.active.revision => {
+                self.queue.take_first().unwrap_or_default()
+            }
+            Slot::Warming | Slot::Ready => Vec::new(),
+        };
+        if let Some(stock) = self.stock(revision) {
+            match state {
+                Slot::Warming => stock.pace.start_failed(started, now),
+                Slot::Ready => stock.pace.ready_failed(ready_at, now),
+                Slot::Leased | Slot::Draining => {}
+            }
+            if state != Slot::Leased {
+                stock.last_failure = Some(failure.describe(&failure.cause.to_string()));
+                stock.tried = now;
+            }
+        }
+        self.step(slot, SlotEvent::Stop, now);
+        actions.extend(deny(abandoned, &Denied::StartFailed(failure)));
+        self.fill(now, &mut actions);
+        actions
     }
 
     /// Nothing is left of the slot.
     pub fn slot_gone(&mut self, slot: SlotId, now: Moment) -> Vec<Action> {
-        let mut actions = self.end(slot, &Denied::StartFailed(StartFailure::vanished()));
-        self.slots.remove(&slot);
-        let Some(identifier) = self.owner.remove(&slot) else {
+        // Without a word before, it died.
+        let mut actions = self.slot_failed(slot, StartFailure::vanished(), now);
+        let Some(place) = self.slots.remove(&slot) else {
             return actions;
         };
-        if let Some(Session::Ending { waiting, .. }) = self.sessions.remove(&identifier)
-            && !waiting.is_empty()
-        {
-            actions.extend(self.start(&identifier, waiting, now));
+        self.draining -= 1;
+        if let Some(identifier) = place.owner {
+            self.sessions.remove(&identifier);
+            self.queue.release(&identifier);
+            self.serve_queue(now, &mut actions);
         }
+        self.fill(now, &mut actions);
         actions
     }
 
-    /// Time has passed: ends every session that was idle for the cooldown period.
+    /// Ends this session. `None`: there is none. What is left of it is gone with the slot.
+    pub fn stop(&mut self, identifier: &Identifier, now: Moment) -> Option<(SlotId, Vec<Action>)> {
+        let slot = self.sessions.get(identifier)?.slot;
+        let mut actions = Vec::new();
+        self.retire(slot, EndReason::Stopped, now, &mut actions);
+        self.fill(now, &mut actions);
+        Some((slot, actions))
+    }
+
+    /// Time has passed: ends every session whose time has come, and tries again what failed.
     pub fn tick(&mut self, now: Moment) -> Vec<Action> {
         let mut actions = Vec::new();
-        while let Some(&(since, slot)) = self.idle.first()
-            && since + self.limits.cooldown <= now
-        {
-            actions.extend(self.end(slot, &Denied::Closing));
-            actions.push(Action::Drain {
-                slot,
-                reason: EndReason::Idle,
-            });
+        loop {
+            let (first, after, reason) = match self.limits.life {
+                Life::Idle(cooldown) => (self.idle.first(), cooldown, EndReason::Idle),
+                Life::Alive(longest) => (self.living.first(), longest, EndReason::MaxAlive),
+            };
+            let Some(&(since, slot)) = first else { break };
+            if since + after > now {
+                break;
+            }
+            self.retire(slot, reason, now, &mut actions);
         }
+        self.drain_lingering(now, &mut actions);
+        self.fill(now, &mut actions);
+        actions
+    }
+
+    /// Changes the limits, and the revision that sessions are to be made of. Sessions that are there
+    /// live on.
+    pub fn update(&mut self, limits: Limits, revision: Uuid, now: Moment) -> Vec<Action> {
+        let mut actions = Vec::new();
+        self.limits = limits;
+        self.want(revision, now, &mut actions);
+        while self.leased + self.queue.len() > limits.max_sessions
+            && let Some(tickets) = self.queue.take_last()
+        {
+            actions.extend(deny(tickets, &self.full(now)));
+        }
+        self.trim(now, &mut actions);
+        self.fill(now, &mut actions);
         actions
     }
 
     /// Ends everything and accepts nothing more. Done when no slot is in use.
-    pub fn close(&mut self) -> Vec<Action> {
+    pub fn close(&mut self, now: Moment) -> Vec<Action> {
         self.closing = true;
         let mut actions = Vec::new();
+        while let Some(tickets) = self.queue.take_first() {
+            actions.extend(deny(tickets, &Denied::Closing));
+        }
         let mut slots: Vec<_> = self.slots.keys().copied().collect();
         slots.sort_unstable();
         for slot in slots {
-            let draining = self.slots.get(&slot) == Some(&Slot::Draining);
-            actions.extend(self.end(slot, &Denied::Closing));
-            if !draining {
-                actions.push(Action::Drain {
-                    slot,
-                    reason: EndReason::Closing,
-                });
-            }
-            // Callers that wait for the next session of an ending one.
-            if let Some(Session::Ending { waiting, .. }) = self.session_in(slot) {
-                let waiting = std::mem::take(waiting);
-                actions.extend(deny(waiting, &Denied::Closing));
-            }
+            let abandoned = self.end_session(slot);
+            actions.extend(deny(abandoned, &Denied::Closing));
+            self.drain(slot, EndReason::Closing, now, &mut actions);
         }
         actions
     }
 
-    fn start(&mut self, identifier: &Identifier, waiting: Vec<Ticket>, now: Moment) -> Vec<Action> {
-        let max_sessions = self.limits.max_sessions;
-        if self.closing || self.slots.len() >= max_sessions {
-            let full = Denied::Full {
-                max_sessions,
-                retry_after: self.retry_after(now),
-            };
-            return deny(
-                waiting,
-                if self.closing {
-                    &Denied::Closing
-                } else {
-                    &full
-                },
-            );
+    /// Gives slots that are ready to those who wait.
+    fn serve_queue(&mut self, now: Moment, actions: &mut Vec<Action>) {
+        while let Some(slot) = self.active.oldest_ready()
+            && let Some((identifier, waiting)) = self.queue.next()
+        {
+            self.give(slot, identifier, waiting, now, actions);
         }
-        let slot = SlotId(self.next_slot);
-        self.next_slot += 1;
-        self.slots.insert(slot, Slot::Warming);
-        self.owner.insert(slot, identifier.clone());
-        self.sessions
-            .insert(identifier.clone(), Session::Starting { slot, waiting });
-        vec![Action::Fill {
-            slot,
-            identifier: identifier.clone(),
-        }]
     }
 
-    /// The session of the slot begins to end and the slot to drain; callers that waited are denied.
-    fn end(&mut self, slot: SlotId, denied: &Denied) -> Vec<Action> {
-        self.step(slot, SlotEvent::Stop);
+    fn give(
+        &mut self,
+        slot: SlotId,
+        identifier: Identifier,
+        waiting: Vec<Ticket>,
+        now: Moment,
+        actions: &mut Vec<Action>,
+    ) {
+        self.step(slot, SlotEvent::Lease, now);
+        self.active.pace.was_used();
+        if let Some(place) = self.slots.get_mut(&slot) {
+            place.owner = Some(identifier.clone());
+        }
+        self.living.insert((now, slot));
+        let session = Session::new(slot, waiting, now);
+        self.sessions.insert(identifier.clone(), session);
+        actions.push(Action::Bind { slot, identifier });
+    }
+
+    /// Ends the session of a slot. Callers that wait for it asked for a session, not for this one: they
+    /// get the next.
+    fn retire(&mut self, slot: SlotId, reason: EndReason, now: Moment, actions: &mut Vec<Action>) {
+        let waiting = self.end_session(slot);
+        let owner = self.slots.get(&slot).and_then(|place| place.owner.clone());
+        if let Some(identifier) = owner
+            && !waiting.is_empty()
+        {
+            self.queue.push(identifier, waiting, true);
+        }
+        self.drain(slot, reason, now, actions);
+    }
+
+    /// The session of the slot begins to end, if there is one; gives the callers that waited for it.
+    fn end_session(&mut self, slot: SlotId) -> Vec<Ticket> {
         let Some(session) = self.session_in(slot) else {
             return Vec::new();
         };
-        let was_idle = match *session {
-            Session::Serving {
-                use_: Use::Idle { since },
-                ..
-            } => Some(since),
-            _ => None,
-        };
+        let (idle_since, claimed) = (session.idle_since(), session.claimed);
         let abandoned = session.end();
-        if let Some(since) = was_idle {
+        if let Some(since) = idle_since {
             self.idle.remove(&(since, slot));
         }
-        deny(abandoned, denied)
+        self.living.remove(&(claimed, slot));
+        abandoned
+    }
+
+    /// Has the slot stopped, unless it is being stopped.
+    pub(super) fn drain(
+        &mut self,
+        slot: SlotId,
+        reason: EndReason,
+        now: Moment,
+        actions: &mut Vec<Action>,
+    ) {
+        if self.step(slot, SlotEvent::Stop, now) {
+            actions.push(Action::Drain { slot, reason });
+        }
     }
 
     fn session_in(&mut self, slot: SlotId) -> Option<&mut Session> {
-        self.sessions.get_mut(self.owner.get(&slot)?)
+        let owner = self.slots.get(&slot)?.owner.as_ref()?;
+        self.sessions.get_mut(owner)
     }
 
-    /// `false`: the event does not fit the slot any more, for example because it drains already.
-    fn step(&mut self, slot: SlotId, event: SlotEvent) -> bool {
-        let next = self.slots.get(&slot).and_then(|state| state.on(event));
-        next.is_some_and(|next| self.slots.insert(slot, next).is_some())
+    pub(super) fn stock(&mut self, revision: Uuid) -> Option<&mut Stock> {
+        let stocks = [Some(&mut self.active), self.desired.as_mut()];
+        let mut stocks = stocks.into_iter().flatten();
+        stocks.find(|stock| stock.revision == revision)
     }
 
-    /// When a place may become free: soon if something drains, else when the longest idle session
-    /// expires, else after a whole cooldown.
-    fn retry_after(&self, now: Moment) -> Duration {
-        if self.slots.values().any(|slot| *slot == Slot::Draining) {
-            return RETRY_SOON;
+    /// Moves a slot on, and everything that counts it. `false`: the event does not fit the slot any
+    /// more, for example because it drains already.
+    fn step(&mut self, slot: SlotId, event: SlotEvent, now: Moment) -> bool {
+        let Some(place) = self.slots.get_mut(&slot) else {
+            return false;
+        };
+        let Some(after) = place.state.on(event) else {
+            return false;
+        };
+        let before = std::mem::replace(&mut place.state, after);
+        let (revision, ready_at) = (place.revision, place.ready_at);
+        if after == Slot::Ready {
+            place.ready_at = now;
         }
-        let free_at = self.next_deadline().unwrap_or(now + self.limits.cooldown);
-        free_at.saturating_sub(now).max(RETRY_SOON)
+        self.leased -= usize::from(before == Slot::Leased);
+        self.leased += usize::from(after == Slot::Leased);
+        self.draining += usize::from(after == Slot::Draining);
+        if let Some(stock) = self.stock(revision) {
+            match after {
+                Slot::Ready => stock.ready_at(slot, now),
+                Slot::Warming | Slot::Leased | Slot::Draining => stock.remove(slot, ready_at),
+            }
+        }
+        true
+    }
+
+    /// The answer when no place will be free without a session ending, with the time when the first
+    /// one does that by itself.
+    fn full(&self, now: Moment) -> Denied {
+        let (first, after, longest) = match self.limits.life {
+            Life::Idle(cooldown) => (self.idle.first(), cooldown, Duration::MAX),
+            // Containers exit when they like.
+            Life::Alive(longest) => (self.living.first(), longest, RETRY_SOMETIME),
+        };
+        let since = first.map_or(now, |(since, _)| *since);
+        let left = (since + after).saturating_sub(now);
+        Denied::Full {
+            max_sessions: self.limits.max_sessions,
+            retry_after: left.min(longest).max(RETRY_SOON),
+        }
+    }
+
+    /// The answer when the host has no room, whatever the pool allows.
+    pub(super) fn host_full(shortage: Shortage) -> Denied {
+        Denied::HostFull {
+            shortage,
+            retry_after: RETRY_SOMETIME,
+        }
     }
 }
 
-fn deny(tickets: Vec<Ticket>, denied: &Denied) -> Vec<Action> {
+pub(super) fn deny(tickets: Vec<Ticket>, denied: &Denied) -> Vec<Action> {
     let answer = |ticket| Action::Answer {
         ticket,
         answer: Err(denied.clone()),
@@ -343,3 +458,11 @@ fn deny(tickets: Vec<Ticket>, denied: &Denied) -> Vec<Action> {
 #[cfg(test)]
 #[path = "table_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "model_tests.rs"]
+mod model_tests;
+
+#[cfg(test)]
+#[path = "load_tests.rs"]
+mod load_tests;

@@ -1,5 +1,6 @@
 //! A launcher for tests. Its guests are real HTTP servers on socket pairs in this process.
 
+use std::collections::HashMap;
 use std::io;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -10,12 +11,19 @@ use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use uuid::Uuid;
 
+use super::budget::{Budget, Size};
 use super::launcher::{
     BoxFuture, Guest, GuestEvent, Launched, Launcher, PrepareFailure, StartFailure,
-    StartFailureCause, StartOrder,
+    StartFailureCause, StartOrder, Urgency,
 };
 use super::{FingerprintKey, PoolChangeError, Pools, Put, Tools};
 use crate::store::{MemoryStore, PoolRecord, Records};
+
+/// More than any test takes.
+const UNLIMITED: Size = Size {
+    mem_mib: 1 << 40,
+    cpu_millis: 1 << 40,
+};
 
 /// Serves one stream to the container's port.
 pub type Server = Arc<dyn Fn(usize, UnixStream) + Send + Sync>;
@@ -37,9 +45,14 @@ pub enum Plan {
 pub struct FakeLauncher {
     server: Server,
     plan: Mutex<Plan>,
+    plans: Mutex<HashMap<Uuid, Plan>>,
     /// A guest takes one permit before it is ready.
     pub gate: Arc<Semaphore>,
+    /// A launch takes one permit before there is a guest.
+    pub turns: Arc<Semaphore>,
     launched: AtomicUsize,
+    orders: watch::Sender<Vec<(Uuid, Urgency)>>,
+    budget: Mutex<Budget>,
     alive: Arc<watch::Sender<usize>>,
     stops: Arc<watch::Sender<Stops>>,
     guests: Mutex<Vec<Arc<FakeGuest>>>,
@@ -61,6 +74,8 @@ struct Preparing {
 struct Stops {
     held: bool,
     asked: usize,
+    /// Of the last one.
+    grace: Duration,
 }
 
 /// One guest.
@@ -71,6 +86,8 @@ pub struct FakeGuest {
     alive: Arc<watch::Sender<usize>>,
     stops: Arc<watch::Sender<Stops>>,
     console: Vec<String>,
+    /// Those that were named.
+    ports: Mutex<Vec<u16>>,
 }
 
 impl FakeLauncher {
@@ -79,8 +96,12 @@ impl FakeLauncher {
         Arc::new(Self {
             server,
             plan: Mutex::new(Plan::Ready),
+            plans: Mutex::default(),
             gate: Arc::new(Semaphore::new(Semaphore::MAX_PERMITS)),
+            turns: Arc::new(Semaphore::new(Semaphore::MAX_PERMITS)),
             launched: AtomicUsize::new(0),
+            orders: watch::Sender::default(),
+            budget: Mutex::new(Budget::new(UNLIMITED)),
             alive: Arc::new(watch::Sender::new(0)),
             stops: Arc::default(),
             guests: Mutex::new(Vec::new()),
@@ -136,6 +157,29 @@ impl FakeLauncher {
         *self.plan.lock().unwrap() = plan;
     }
 
+    /// Sets what becomes of later guests of one revision.
+    pub fn plan_for(&self, revision: Uuid, plan: Plan) {
+        self.plans.lock().unwrap().insert(revision, plan);
+    }
+
+    /// Pools that are started from now on share this budget.
+    pub fn budget(&self, budget: Budget) {
+        *self.budget.lock().unwrap() = budget;
+    }
+
+    /// Every launch that was ordered, those that were refused among them.
+    pub fn orders(&self) -> Vec<(Uuid, Urgency)> {
+        self.orders.borrow().clone()
+    }
+
+    /// Waits until so many launches were ordered.
+    pub async fn wait_ordered(&self, wanted: usize) {
+        let mut orders = self.orders.subscribe();
+        let reached = orders.wait_for(|orders| orders.len() >= wanted);
+        let reached = tokio::time::timeout(Duration::from_secs(4000), reached).await;
+        assert!(reached.is_ok(), "{:?}", self.orders());
+    }
+
     /// How many guests were ever launched.
     pub fn launched(&self) -> usize {
         self.launched.load(Ordering::SeqCst)
@@ -168,6 +212,20 @@ impl FakeLauncher {
             .wait_for(|stops| stops.asked > 0)
             .await
             .unwrap();
+    }
+
+    /// What the last guest that was told to stop was granted.
+    pub fn last_grace(&self) -> Duration {
+        self.stops.borrow().grace
+    }
+
+    /// The ports that guest `number` was asked for by their number.
+    pub fn ports(&self, number: usize) -> Vec<u16> {
+        self.guests.lock().unwrap()[number]
+            .ports
+            .lock()
+            .unwrap()
+            .clone()
     }
 
     /// Guests that wait with stopping go on.
@@ -203,13 +261,18 @@ impl FakeLauncher {
             records: self.records.clone(),
             fingerprints: FingerprintKey::new(b"test"),
             start_timeout: Duration::from_secs(60),
+            budget: self.budget.lock().unwrap().clone(),
         }
     }
 }
 
 impl Launcher for FakeLauncher {
-    fn launch(&self, _: StartOrder) -> BoxFuture<'static, Result<Launched, StartFailure>> {
-        let plan = self.plan.lock().unwrap().clone();
+    fn launch(&self, order: StartOrder) -> BoxFuture<'static, Result<Launched, StartFailure>> {
+        let revision = order.pool.revision;
+        self.orders
+            .send_modify(|orders| orders.push((revision, order.urgency)));
+        let plan = self.plans.lock().unwrap().get(&revision).cloned();
+        let plan = plan.unwrap_or_else(|| self.plan.lock().unwrap().clone());
         if let Plan::Refuse(message) = plan {
             let failure = StartFailure::silent(StartFailureCause::Launch { message });
             return Box::pin(async { Err(failure) });
@@ -228,6 +291,7 @@ impl Launcher for FakeLauncher {
             alive: Arc::clone(&self.alive),
             stops: Arc::clone(&self.stops),
             console,
+            ports: Mutex::default(),
         });
         self.alive.send_modify(|alive| *alive += 1);
         self.guests.lock().unwrap().push(Arc::clone(&guest));
@@ -243,7 +307,9 @@ impl Launcher for FakeLauncher {
             };
             let _ = sender.send(event).await;
         });
-        Box::pin(async {
+        let turns = Arc::clone(&self.turns);
+        Box::pin(async move {
+            turns.acquire_owned().await.unwrap().forget();
             Ok(Launched {
                 worker: Uuid::new_v4(),
                 guest: guest as Arc<dyn Guest>,
@@ -296,9 +362,17 @@ impl Guest for FakeGuest {
         })
     }
 
-    fn stop(&self) -> BoxFuture<'_, ()> {
-        Box::pin(async {
-            self.stops.send_modify(|stops| stops.asked += 1);
+    fn connect_to(&self, port: u16) -> BoxFuture<'_, io::Result<UnixStream>> {
+        self.ports.lock().unwrap().push(port);
+        self.connect()
+    }
+
+    fn stop_within(&self, grace: Duration) -> BoxFuture<'_, ()> {
+        Box::pin(async move {
+            self.stops.send_modify(|stops| {
+                stops.asked += 1;
+                stops.grace = grace;
+            });
             self.stops
                 .subscribe()
                 .wait_for(|stops| !stops.held)

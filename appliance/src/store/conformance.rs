@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::schema::tests::{pool, session};
-use super::{Change, MemoryStore, Records, SledStore, Store, Table};
+use super::{Change, MemoryStore, PoolRecord, Records, SledStore, Store, Table};
 
 fn put(table: Table, key: &[u8], value: &[u8]) -> Change {
     Change::Put {
@@ -131,8 +131,25 @@ async fn records(store: Arc<dyn Store>) {
         [session("beta", "user-1")]
     );
 
+    assert_eq!(records.serving().await.unwrap(), []);
+    let older = PoolRecord {
+        target_port: 81,
+        ..pool("alpha")
+    };
+    records.put_serving(pool("alpha")).await.unwrap();
+    records.put_serving(older.clone()).await.unwrap();
+    records.put_serving(pool("beta")).await.unwrap();
+    assert_eq!(records.serving().await.unwrap(), [older, pool("beta")]);
+    // Neither table knows of the other.
+    assert_eq!(records.pools().await.unwrap()[0], pool("alpha"));
+    records.remove_serving(pool("alpha").name).await.unwrap();
+    records.remove_serving(pool("alpha").name).await.unwrap();
+    assert_eq!(records.serving().await.unwrap(), [pool("beta")]);
+    assert_eq!(records.pools().await.unwrap().len(), 2);
+
     records.remove_pool(pool("alpha").name).await.unwrap();
     assert_eq!(records.pools().await.unwrap(), [pool("beta")]);
+    assert_eq!(records.serving().await.unwrap(), [pool("beta")]);
 
     let key = records.ensure_key("k", || b"first".to_vec()).await.unwrap();
     assert_eq!(key, b"first");

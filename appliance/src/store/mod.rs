@@ -6,11 +6,14 @@
 //!
 //! Truth about running workers is not here: the host knows it. The store says who owns them.
 
+mod export;
 #[cfg(test)]
 mod memory;
 mod records;
+mod salvage;
 mod schema;
 mod sled;
+mod witness;
 
 #[cfg(test)]
 mod conformance;
@@ -19,10 +22,12 @@ pub use schema::tests;
 
 use std::path::PathBuf;
 
+pub use export::{ImportError, Tally, export, import, of_pools};
 #[cfg(test)]
 pub use memory::MemoryStore;
 pub use records::Records;
-pub use schema::{DEFAULT_DISK_MIB, EnvVar, PoolRecord, SchemaError, SessionRecord};
+pub use salvage::pools as salvage_pools;
+pub use schema::{DEFAULT_DISK_MIB, EnvVar, Lifecycle, PoolRecord, SchemaError, SessionRecord};
 pub use sled::SledStore;
 
 /// The tables. The number is the first byte of every key on disk: never reuse one.
@@ -35,6 +40,23 @@ pub enum Table {
     Sessions = 2,
     /// Name → key material of the appliance.
     Keys = 3,
+    /// Pool name → what the pool still serves from while another revision of it warms up. Absent: the
+    /// pool's own record.
+    Serving = 4,
+}
+
+impl Table {
+    pub const ALL: [Self; 4] = [Self::Pools, Self::Sessions, Self::Keys, Self::Serving];
+
+    /// In exports and messages.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Pools => "pools",
+            Self::Sessions => "sessions",
+            Self::Keys => "keys",
+            Self::Serving => "serving",
+        }
+    }
 }
 
 /// One step of a batch.
@@ -73,8 +95,9 @@ pub enum StoreError {
     InUse { path: PathBuf },
     /// The database does not open, or a part of it does not add up.
     #[error(
-        "The store {path} is damaged: {detail}. Move the directory away and start again (pools must then be \
-         created again, running sessions are lost), or put a backup of it in its place"
+        "The store {path} is damaged: {detail}. Put a backup of the directory in its place; or save the pools that can \
+         still be read (`cabana store export --salvage --output FILE`), move the directory away, and bring them \
+         back (`cabana store import FILE`)"
     )]
     Damaged { path: PathBuf, detail: String },
     /// Disk full, no permission, and the like.
@@ -94,4 +117,17 @@ pub enum StoreError {
     /// The blocking task that carried the call was lost.
     #[error("The call to the store was cancelled because the process is stopping")]
     Stopping,
+}
+
+impl StoreError {
+    /// Of a row that cannot be read.
+    fn record(table: Table, key: &[u8], source: SchemaError) -> Self {
+        // The part of a session's key after the zero byte is its identifier, which is not for logs.
+        let shown = key.split(|byte| *byte == 0).next().unwrap_or_default();
+        Self::Record {
+            table,
+            key: String::from_utf8_lossy(shown).into_owned(),
+            source,
+        }
+    }
 }

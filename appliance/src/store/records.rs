@@ -38,6 +38,23 @@ impl Records {
             .await
     }
 
+    /// What pools still serve from while another revision of them warms up, by name.
+    pub async fn serving(&self) -> Result<Vec<PoolRecord>, StoreError> {
+        self.all(Table::Serving).await
+    }
+
+    /// Writes what the pool of this name still serves from.
+    pub async fn put_serving(&self, pool: PoolRecord) -> Result<(), StoreError> {
+        let key = pool.name.as_str().as_bytes().to_vec();
+        self.put(Table::Serving, key, &pool).await
+    }
+
+    /// From now on the pool serves from its own record.
+    pub async fn remove_serving(&self, name: PoolName) -> Result<(), StoreError> {
+        self.remove(Table::Serving, name.as_str().as_bytes().to_vec())
+            .await
+    }
+
     /// Every session of every pool.
     pub async fn sessions(&self) -> Result<Vec<SessionRecord>, StoreError> {
         self.all(Table::Sessions).await
@@ -122,15 +139,7 @@ impl Records {
 }
 
 fn read<T: DeserializeOwned>(table: Table, key: &[u8], value: &[u8]) -> Result<T, StoreError> {
-    schema::decode(value).map_err(|source| {
-        // The part of a session's key after the zero byte is its identifier, which is not for logs.
-        let shown = key.split(|byte| *byte == 0).next().unwrap_or_default();
-        StoreError::Record {
-            table,
-            key: String::from_utf8_lossy(shown).into_owned(),
-            source,
-        }
-    })
+    schema::decode(value).map_err(|source| StoreError::record(table, key, source))
 }
 
 #[cfg(test)]

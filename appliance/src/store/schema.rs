@@ -8,11 +8,12 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use crate::pool::probe::Probes;
 use crate::pool::{Identifier, PoolName};
 use crate::worker::spec::ForkPoint;
 
 /// The version of rows that this build writes, and the newest that it reads.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 /// The size of a session's writable layer, where nothing else was said.
 pub const DEFAULT_DISK_MIB: u32 = 8 << 10;
 
@@ -53,11 +54,34 @@ pub fn encode<T: Serialize>(record: &T) -> Vec<u8> {
 
 /// The record in a row.
 pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, SchemaError> {
+    let (_, record) = open(bytes)?;
+    serde_json::from_value(record).map_err(SchemaError::Malformed)
+}
+
+/// The record at the beginning of `bytes`, whatever follows, if there is such a record.
+pub fn decode_prefix<T: DeserializeOwned>(bytes: &[u8]) -> Option<T> {
+    let mut rows = serde_json::Deserializer::from_slice(bytes).into_iter::<RawRow>();
+    let row = rows.next()?.ok().filter(|row| row.version <= VERSION)?;
+    serde_json::from_value(row.record).ok()
+}
+
+/// Version and record of a row, whatever record it is.
+pub fn open(bytes: &[u8]) -> Result<(u32, serde_json::Value), SchemaError> {
     let row: RawRow = serde_json::from_slice(bytes).map_err(SchemaError::Malformed)?;
     if row.version > VERSION {
         return Err(SchemaError::Version { found: row.version });
     }
-    serde_json::from_value(row.record).map_err(SchemaError::Malformed)
+    Ok((row.version, row.record))
+}
+
+/// The bytes of a row that another build may have written: [`open`] the other way round.
+pub fn sealed(version: u32, record: &serde_json::Value) -> Vec<u8> {
+    serde_json::to_vec(&Row { version, record }).unwrap_or_default()
+}
+
+/// As JSON; for records as for [`encode`] nothing can go wrong.
+pub fn to_value<T: Serialize>(record: &T) -> serde_json::Value {
+    serde_json::to_value(record).unwrap_or_default()
 }
 
 /// A pool as its owner asked for it, checked.
@@ -95,7 +119,15 @@ pub struct PoolRecord {
     #[serde(default)]
     pub env: Vec<EnvVar>,
     pub max_sessions: u32,
+    /// How many slots wait for a caller, with their container up.
+    #[serde(default)]
+    pub ready_sessions: u32,
+    #[serde(default)]
+    pub lifecycle: Lifecycle,
+    /// Of a pool whose lifecycle is `Timed`.
     pub cooldown_seconds: u64,
+    #[serde(default)]
+    pub probes: Probes,
     /// Milliseconds since the Unix epoch.
     pub created_at_ms: u64,
     pub modified_at_ms: u64,
@@ -111,10 +143,23 @@ impl PoolRecord {
                 (pool.cpu_millis, pool.mem_mib, pool.disk_mib),
                 (pool.fork_point, pool.target_port),
                 (pool.command.clone(), pool.args.clone(), pool.env.clone()),
+                pool.probes.clone(),
             )
         };
         template(self) == template(other)
     }
+}
+
+/// When a session ends by itself.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", tag = "type")]
+pub enum Lifecycle {
+    /// When nobody used it for the pool's cooldown period, or its container exits.
+    #[default]
+    Timed,
+    /// When its container exits, and after this time at the latest.
+    #[serde(rename_all = "camelCase")]
+    OnContainerExit { max_alive_seconds: u64 },
 }
 
 fn default_disk_mib() -> u32 {
@@ -195,7 +240,10 @@ pub mod tests {
                 value: "a=b".into(),
             }],
             max_sessions: 10,
+            ready_sessions: 0,
+            lifecycle: Lifecycle::Timed,
             cooldown_seconds: 300,
+            probes: Probes::default(),
             created_at_ms: 1,
             modified_at_ms: 2,
         }
@@ -261,10 +309,10 @@ pub mod tests {
 
     #[test]
     fn row_of_a_newer_build_is_refused_whatever_it_holds() {
-        let row = br#"{"version":2,"record":"something else"}"#;
+        let row = br#"{"version":3,"record":"something else"}"#;
         let error = decode::<SessionRecord>(row).unwrap_err();
         assert!(
-            matches!(error, SchemaError::Version { found: 2 }),
+            matches!(error, SchemaError::Version { found: 3 }),
             "{error}"
         );
     }

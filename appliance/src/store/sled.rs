@@ -4,20 +4,26 @@
 //! time after a write; here nothing is answered before `flush` has returned, so the background
 //! thread is switched off.
 //!
-//! sled 0.34 answers some kinds of damage with a panic. A hook prints what the operator can do
-//! before the panic ends the process.
+//! sled 0.34 passes over some kinds of damage; [`witness`] finds those. It answers some kinds of damage with a panic. A hook turns that into the one line
+//! that says what the operator can do, and into an orderly end of the process.
 
 use std::io;
 use std::panic::{self, AssertUnwindSafe};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
+use super::witness::{self, Files, Witness};
 use super::{Change, Rows, Store, StoreError, Table};
+use crate::exit::Exit;
 
 /// Everything we keep is small: a few hundred bytes per session.
 const CACHE_BYTES: u64 = 16 << 20;
+
+const GAVE_UP: &str = "the database engine gave up reading it";
+const ROLLED_BACK: &str = "what was written last is not in it any more";
 
 /// A process that was killed a moment ago may hold the lock until the kernel has taken it apart, and
 /// sled's own threads may for a moment after a close.
@@ -29,6 +35,21 @@ const LOCK_PAUSE: Duration = Duration::from_millis(100);
 pub struct SledStore {
     db: ::sled::Db,
     path: PathBuf,
+    /// The newest batch. Held while one is applied, so that their numbers are in the order of the log.
+    newest: Mutex<u64>,
+    /// The newest batch that is on disk.
+    flushed: AtomicU64,
+    /// The newest batch when it was opened.
+    opened_at: u64,
+}
+
+impl Drop for SledStore {
+    /// Speaks for the last batch, if there was one. Without this word it is only not found when it is damaged.
+    fn drop(&mut self) {
+        if self.flushed.load(Ordering::Acquire) > self.opened_at {
+            let _ = self.apply(&[]);
+        }
+    }
 }
 
 impl SledStore {
@@ -39,9 +60,12 @@ impl SledStore {
             match open_once(path) {
                 Err(StoreError::InUse { .. }) if tries < LOCK_TRIES => tries += 1,
                 opened => {
-                    return opened.map(|db| Self {
+                    return opened.map(|(db, newest)| Self {
                         db,
                         path: path.to_owned(),
+                        newest: Mutex::new(newest),
+                        flushed: AtomicU64::new(newest),
+                        opened_at: newest,
                     });
                 }
             }
@@ -81,34 +105,47 @@ impl Store for SledStore {
                 Change::Remove { table, key } => batch.remove(full_key(*table, key)),
             }
         }
-        self.db.apply_batch(batch).map_err(self.failed("write"))?;
+        let number = {
+            let mut newest = self.newest.lock().unwrap_or_else(PoisonError::into_inner);
+            let number = *newest + 1;
+            let flushed = self.flushed.load(Ordering::Acquire);
+            batch.insert(witness::KEY, Witness { number, flushed }.encode());
+            self.db.apply_batch(batch).map_err(self.failed("write"))?;
+            *newest = number;
+            number
+        };
         self.db.flush().map_err(self.failed("flush"))?;
+        self.flushed.fetch_max(number, Ordering::AcqRel);
         Ok(())
     }
 }
 
-fn open_once(path: &Path) -> Result<::sled::Db, StoreError> {
+/// The database, and the number of its newest batch.
+fn open_once(path: &Path) -> Result<(::sled::Db, u64), StoreError> {
     // The hook belongs to the whole process.
     static HOOK: Mutex<()> = Mutex::new(());
     let _exchanging = HOOK.lock().unwrap_or_else(PoisonError::into_inner);
-    let damaged = |detail: String| StoreError::Damaged {
+    let damaged = |detail: &str| StoreError::Damaged {
         path: path.to_owned(),
-        detail,
+        detail: detail.to_owned(),
     };
+    let files = Files::read(path).map_err(|source| StoreError::Disk {
+        attempt: "read",
+        path: path.to_owned(),
+        source,
+    })?;
+    let files = Arc::new(files);
     let usual = Arc::new(panic::take_hook());
-    let (others, ours, shown) = (Arc::clone(&usual), thread::current().id(), path.to_owned());
-    // With `panic = "abort"` this is the last thing that runs, so the message must come from here.
+    let (others, found) = (Arc::clone(&usual), Arc::clone(&files));
+    let (ours, gave_up) = (thread::current().id(), damaged(GAVE_UP).to_string());
     panic::set_hook(Box::new(move |info| {
-        if thread::current().id() == ours {
-            let detail = info.to_string().replace('\n', " ");
-            eprintln!(
-                "{}",
-                StoreError::Damaged {
-                    path: shown.clone(),
-                    detail
-                }
-            );
-        } else {
+        // sled's own threads read, too. Where panics unwind, who called learns of it below.
+        let ours = thread::current().id() == ours || in_sled(info);
+        if ours && cfg!(panic = "abort") {
+            let _ = found.restore();
+            eprintln!("cabana: {gave_up}");
+            std::process::exit(Exit::Failed.code().into());
+        } else if !ours {
             others(info);
         }
     }));
@@ -118,13 +155,39 @@ fn open_once(path: &Path) -> Result<::sled::Db, StoreError> {
             .cache_capacity(CACHE_BYTES)
             .flush_every_ms(None)
             .open()
-            .and_then(|db| db.verify_integrity().map(|()| db))
+            .and_then(|db| read_all(&db).map(|newest| (db, newest)))
     }));
     panic::set_hook(Box::new(move |info| usual(info)));
-    match opened {
+    let opened = match opened {
+        Ok(Ok((db, newest))) if newest < files.promised() => {
+            // Closed before its files are written.
+            drop(db);
+            Err(damaged(ROLLED_BACK))
+        }
         Ok(opened) => opened.map_err(|error| translate("open", path, error)),
-        Err(_) => Err(damaged("the database engine gave up reading it".to_owned())),
+        Err(_) => Err(damaged(GAVE_UP)),
+    };
+    if matches!(opened, Err(StoreError::Damaged { .. })) {
+        // The engine cuts off what it cannot read, and what is behind it with it.
+        let _ = files.restore();
     }
+    opened
+}
+
+/// Whether the panic comes from the engine's own code.
+fn in_sled(info: &panic::PanicHookInfo<'_>) -> bool {
+    info.location()
+        .is_some_and(|location| location.file().contains("/sled-"))
+}
+
+/// Finds now what would be found at some later read. The engine's own check looks at the shape of the
+/// tree and passes over pages that it cannot read. Gives the number of the newest batch.
+fn read_all(db: &::sled::Db) -> ::sled::Result<u64> {
+    db.verify_integrity()?;
+    db.iter().try_for_each(|row| row.map(drop))?;
+    let witness = db.get(witness::KEY)?;
+    let witness = witness.and_then(|row| Witness::decode(&row));
+    Ok(witness.unwrap_or_default().number)
 }
 
 fn full_key(table: Table, key: &[u8]) -> Vec<u8> {
@@ -155,6 +218,10 @@ fn translate(attempt: &'static str, path: &Path, error: ::sled::Error) -> StoreE
         },
     }
 }
+
+#[cfg(test)]
+#[path = "damage_tests.rs"]
+mod damage_tests;
 
 #[cfg(test)]
 mod tests {
@@ -220,7 +287,7 @@ mod tests {
         let error = SledStore::open(dir.path()).unwrap_err();
         assert!(matches!(error, StoreError::Damaged { .. }), "{error:?}");
         assert!(
-            error.to_string().contains("Move the directory away"),
+            error.to_string().contains("store export --salvage"),
             "{error}"
         );
     }
@@ -232,7 +299,7 @@ mod tests {
             .unwrap();
     }
 
-    fn copy_tree(from: &Path, to: &Path) {
+    pub fn copy_tree(from: &Path, to: &Path) {
         std::fs::create_dir_all(to).unwrap();
         for entry in std::fs::read_dir(from).unwrap() {
             let entry = entry.unwrap();

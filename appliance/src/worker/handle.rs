@@ -88,8 +88,21 @@ impl Worker {
         self.shared.id
     }
 
-    /// A stream to the container's port, raw from its first byte. Both ends may half-close.
+    /// A stream to the container's target port, raw from its first byte. Both ends may half-close. That
+    /// the container accepts it is not known before it answers.
     pub async fn connect(&self) -> Result<UnixStream, ConnectError> {
+        self.connect_vsock(wire::port::STREAM).await
+    }
+
+    /// A stream to any port that the container has open on its loopback interface. The container has
+    /// accepted it.
+    pub async fn connect_to(&self, port: u16) -> Result<UnixStream, ConnectError> {
+        let mut stream = self.connect_vsock(wire::port::LOOPBACK).await?;
+        name_port(&mut stream, port).await?;
+        Ok(stream)
+    }
+
+    async fn connect_vsock(&self, port: u32) -> Result<UnixStream, ConnectError> {
         if self.gone.borrow().is_some() {
             return Err(ConnectError::Gone);
         }
@@ -100,7 +113,7 @@ impl Worker {
             }
             Err(error) => return Err(ConnectError::Socket(error)),
         };
-        let request = format!("CONNECT {}\n", wire::port::STREAM);
+        let request = format!("CONNECT {port}\n");
         match stream.write_all(request.as_bytes()).await {
             Ok(()) => {}
             Err(error) if is_gone(&error) => return Err(ConnectError::Gone),
@@ -108,6 +121,13 @@ impl Worker {
         }
         read_answer(&mut stream).await?;
         Ok(stream)
+    }
+
+    /// Lets the container of a golden be frozen as soon as it is ready, which ends in
+    /// [`WorkerEvent::Held`].
+    pub async fn freeze_when_ready(&self) {
+        // When the supervisor is gone, its last event says so.
+        let _ = self.commands.send(Command::FreezeWhenReady).await;
     }
 
     /// Ends the container in order, then the guest; kills what does not end in time. Returns when
@@ -221,6 +241,24 @@ async fn read_answer(stream: &mut UnixStream) -> Result<(), ConnectError> {
     }
 }
 
+/// Says which port is meant. The answer is the same, or nothing.
+async fn name_port(stream: &mut UnixStream, port: u16) -> Result<(), ConnectError> {
+    let named = port.to_be_bytes();
+    let mut answer = [0; 2];
+    let said = async {
+        stream.write_all(&named).await?;
+        stream.read_exact(&mut answer).await
+    };
+    match said.await {
+        Ok(_) if answer == named => Ok(()),
+        Ok(_) => Err(ConnectError::Socket(io::ErrorKind::InvalidData.into())),
+        Err(error) if is_gone(&error) || error.kind() == io::ErrorKind::UnexpectedEof => {
+            Err(ConnectError::Refused)
+        }
+        Err(error) => Err(ConnectError::Socket(error)),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -259,5 +297,28 @@ mod tests {
             answered(&[b'x'; 64]).await.0,
             Err(ConnectError::Socket(_))
         ));
+    }
+
+    #[tokio::test]
+    async fn port_is_named_and_its_echo_is_the_containers_accept() {
+        for (echo, accepted) in [
+            (&b"\x1f\x90hello"[..], true),
+            (b"", false),
+            (b"\x1f", false),
+            (b"\x1f\x91", false),
+        ] {
+            let (mut ours, mut theirs) = UnixStream::pair().unwrap();
+            theirs.write_all(echo).await.unwrap();
+            theirs.shutdown().await.unwrap();
+            assert_eq!(name_port(&mut ours, 8080).await.is_ok(), accepted);
+            let mut named = [0; 2];
+            theirs.read_exact(&mut named).await.unwrap();
+            assert_eq!(named, [0x1f, 0x90]);
+            if accepted {
+                let mut rest = String::new();
+                ours.read_to_string(&mut rest).await.unwrap();
+                assert_eq!(rest, "hello");
+            }
+        }
     }
 }

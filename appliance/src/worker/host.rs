@@ -86,13 +86,9 @@ impl WorkerHost {
         tokio::spawn(async move {
             let turn = tokio::select! {
                 () = answer.closed() => return,
-                turn = host.turns.take() => turn,
+                turn = host.turns.take(request.urgency) => turn,
             };
-            let result = match turn {
-                Some(turn) => host.launch_now(request, launched, turn).await,
-                None => Err(LaunchError::Interrupted),
-            };
-            let _ = answer.send(result);
+            let _ = answer.send(host.launch_now(request, launched, turn).await);
         });
         answered.await.map_err(|_| LaunchError::Interrupted)?
     }

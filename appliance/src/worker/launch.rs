@@ -20,6 +20,16 @@ pub struct LaunchRequest {
     pub cpu_millis: u32,
     pub mem_mib: u32,
     pub purpose: Purpose,
+    pub urgency: Urgency,
+}
+
+/// Who waits for a launch. Those that somebody waits for come up first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Urgency {
+    /// A caller does.
+    Claim,
+    /// Nobody yet: it is to be ready when somebody comes.
+    Refill,
 }
 
 /// Where the guest comes from.
@@ -70,7 +80,8 @@ pub enum Purpose {
         /// Of the snapshot; without meaning for a boot.
         point: ForkPoint,
     },
-    /// To be saved once it is [`WorkerEvent::Held`](super::WorkerEvent::Held) at `point`.
+    /// To be saved once it is [`WorkerEvent::Held`](super::WorkerEvent::Held) at `point`. After
+    /// ready, it is held when [`Worker::freeze_when_ready`](super::Worker::freeze_when_ready) was called.
     Golden {
         point: ForkPoint,
         container: ContainerSpec,

@@ -26,4 +26,6 @@ mod turns;
 
 pub use handle::{ConnectError, Worker, WorkerEvent};
 pub use host::WorkerHost;
-pub use launch::{LaunchRequest, Purpose, SaveFiles, Settings, Snapshot, Source, WorkingSet};
+pub use launch::{
+    LaunchRequest, Purpose, SaveFiles, Settings, Snapshot, Source, Urgency, WorkingSet,
+};

@@ -26,6 +26,7 @@ pub struct Script {
     /// Started and ready may be said before the guest is renewed: its container is frozen.
     frozen: bool,
     start: bool,
+    /// Its container is frozen when it is ready and somebody has asked for it.
     freeze: bool,
     /// Told at its first word to stand still, and left as it is from then on.
     hold: bool,
@@ -136,6 +137,7 @@ pub struct Progress {
     stage: Stage,
     started: bool,
     ready: bool,
+    freeze_asked: bool,
     /// The container ended or will never run.
     finished: bool,
 }
@@ -147,6 +149,7 @@ impl Progress {
             stage: Stage::Waiting,
             started: false,
             ready: false,
+            freeze_asked: false,
             finished: false,
         }
     }
@@ -181,6 +184,12 @@ impl Progress {
         } else {
             vec![Act::Tell(Told::Failed(why)), Act::Kill]
         }
+    }
+
+    /// The container of a golden may be frozen, as soon as it is ready.
+    pub fn freeze_when_ready(&mut self) -> Vec<Act> {
+        self.freeze_asked = true;
+        self.freeze_if_due()
     }
 
     /// Whether the agent can end the container in order; otherwise nothing is lost by a kill.
@@ -256,10 +265,7 @@ impl Progress {
             GuestMessage::Ready if !self.ready => {
                 self.ready = true;
                 let mut acts = vec![Act::Tell(Told::Ready)];
-                if self.script.freeze {
-                    self.stage = Stage::Freezing;
-                    acts.push(Act::Freeze);
-                }
+                acts.extend(self.freeze_if_due());
                 acts
             }
             GuestMessage::Frozen if self.stage == Stage::Freezing => {
@@ -269,6 +275,15 @@ impl Progress {
             GuestMessage::Output { line, .. } => vec![Act::Keep(line)],
             other => self.on_end(other),
         }
+    }
+
+    fn freeze_if_due(&mut self) -> Vec<Act> {
+        let is_due = self.script.freeze && self.freeze_asked && self.ready && !self.finished;
+        if !is_due || self.stage != Stage::Running {
+            return Vec::new();
+        }
+        self.stage = Stage::Freezing;
+        vec![Act::Freeze]
     }
 
     fn on_settling(&mut self, message: GuestMessage) -> Vec<Act> {

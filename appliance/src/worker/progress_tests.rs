@@ -212,10 +212,10 @@ fn golden_after_ready_is_held_once_its_container_is_frozen() {
     let acts = progress.on(GuestMessage::Renewed);
     assert!(acts.contains(&Act::Start), "{acts:?}");
     progress.on(STARTED);
-    assert_eq!(
-        progress.on(GuestMessage::Ready),
-        [Act::Tell(Told::Ready), Act::Freeze]
-    );
+    assert_eq!(progress.on(GuestMessage::Ready), [Act::Tell(Told::Ready)]);
+    assert_eq!(progress.awaited(), None, "nobody has asked for it");
+    assert_eq!(progress.freeze_when_ready(), [Act::Freeze]);
+    assert_eq!(progress.freeze_when_ready(), [], "once is enough");
     assert_eq!(progress.awaited(), Some(Awaited::Frozen));
     assert_eq!(progress.on(output("x")), [Act::Keep("x".to_owned())]);
     assert_eq!(progress.on(GuestMessage::Frozen), [Act::Tell(Told::Held)]);
@@ -224,8 +224,39 @@ fn golden_after_ready_is_held_once_its_container_is_frozen() {
 }
 
 #[test]
+fn golden_that_may_be_frozen_early_is_so_when_it_is_ready() {
+    let mut progress = golden(ForkPoint::AfterReady);
+    assert_eq!(progress.freeze_when_ready(), []);
+    for message in [HELLO, GuestMessage::Renewed, STARTED] {
+        progress.on(message);
+    }
+    assert_eq!(
+        progress.on(GuestMessage::Ready),
+        [Act::Tell(Told::Ready), Act::Freeze]
+    );
+}
+
+#[test]
+fn only_the_container_of_a_golden_that_runs_is_frozen() {
+    let mut session = session(&boot(), ForkPoint::AfterReady);
+    let mut held = golden(ForkPoint::BeforeStart);
+    let mut ended = golden(ForkPoint::AfterReady);
+    for message in [HELLO, GuestMessage::Renewed, STARTED, GuestMessage::Ready] {
+        session.on(message.clone());
+        ended.on(message);
+    }
+    held.on(HELLO);
+    let exit = Exit::Code(0);
+    ended.on(GuestMessage::Exited { exit });
+    for mut progress in [session, held, ended] {
+        assert_eq!(progress.freeze_when_ready(), []);
+    }
+}
+
+#[test]
 fn golden_whose_container_cannot_be_frozen_is_not_held() {
     let mut progress = golden(ForkPoint::AfterReady);
+    progress.freeze_when_ready();
     for message in [HELLO, GuestMessage::Renewed, STARTED, GuestMessage::Ready] {
         progress.on(message);
     }

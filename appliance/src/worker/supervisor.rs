@@ -29,6 +29,7 @@ const KILL_MARGIN: Duration = Duration::from_secs(2);
 
 #[derive(Debug)]
 pub(super) enum Command {
+    FreezeWhenReady,
     Stop { grace: Duration },
     Kill,
 }
@@ -98,6 +99,10 @@ impl Supervisor {
                     Err(error) => self.on_lost(deadlines, &error).await,
                 },
                 command = self.commands.recv(), if handles => match command {
+                    Some(Command::FreezeWhenReady) => {
+                        let acts = self.progress.freeze_when_ready();
+                        self.act(deadlines, acts).await;
+                    }
                     Some(Command::Stop { grace }) => self.on_stop(deadlines, grace).await,
                     Some(Command::Kill) => self.kill(deadlines).await,
                     None => {

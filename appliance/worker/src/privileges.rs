@@ -38,3 +38,32 @@ pub fn drop_to(uid: Option<u32>) -> Result<(), DropError> {
     rustix::thread::set_thread_res_gid(group, group, group).map_err(fail("change the group id"))?;
     rustix::thread::set_thread_res_uid(user, user, user).map_err(fail("change the user id"))
 }
+
+/// Does `work` as `uid` with the group of the same number, as far as files are concerned, and comes
+/// back. Threads that are started meanwhile stay who they are. Nothing changes when this is not root.
+pub fn acting_as<T>(uid: u32, work: impl FnOnce() -> T) -> Result<T, DropError> {
+    let fail = |what| {
+        move |source: rustix::io::Errno| DropError::System {
+            what,
+            source: source.into(),
+        }
+    };
+    if !rustix::process::geteuid().is_root() || uid == 0 {
+        return Ok(work());
+    }
+    let become_ids = |user: Uid, group: Gid| -> Result<(), rustix::io::Errno> {
+        // The group can only be changed while the user is root.
+        if user.is_root() {
+            rustix::thread::set_thread_res_uid(None, user, None)?;
+            rustix::thread::set_thread_res_gid(None, group, None)
+        } else {
+            rustix::thread::set_thread_res_gid(None, group, None)?;
+            rustix::thread::set_thread_res_uid(None, user, None)
+        }
+    };
+    rustix::thread::set_thread_groups(&[]).map_err(fail("give up supplementary groups"))?;
+    become_ids(Uid::from_raw(uid), Gid::from_raw(uid)).map_err(fail("become the appliance"))?;
+    let done = work();
+    become_ids(Uid::ROOT, Gid::ROOT).map_err(fail("become root again"))?;
+    Ok(done)
+}

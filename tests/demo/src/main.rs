@@ -7,10 +7,13 @@
 //! - `PORT`: the port to listen on, 8080 by default.
 //! - `DATA_DIR`: where `/files` keeps its files, `/data` by default.
 //! - `DEMO_DELAY_MS`: listen only after so many milliseconds, like a server that is slow to start.
+//! - `DEMO_HEALTHY_AFTER_MS`: `/healthz` answers 503 for so many milliseconds.
+//! - `DEMO_HEALTH_PORT`: answer on this port, too.
 //! - `EXIT_AT_START`: print three lines to stderr and exit with this status, like a broken image.
 
 mod echo;
 mod files;
+mod health;
 mod pattern;
 mod process;
 mod query;
@@ -29,10 +32,13 @@ use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::str::FromStr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
+
+use health::Health;
 
 const DEFAULT_PORT: u16 = 8080;
 const DEFAULT_DATA_DIR: &str = "/data";
@@ -83,7 +89,19 @@ async fn listen() -> Result<(), String> {
         .local_addr()
         .map_err(|e| format!("cannot tell the address: {e}"))?;
     println!("demo: listening on {address}");
-    server::serve(listener, data)
+    let healthy_after = number::<u64>("DEMO_HEALTHY_AFTER_MS")?.unwrap_or(0);
+    let health = Health::new(Duration::from_millis(healthy_after));
+    if let Some(port) = number::<u16>("DEMO_HEALTH_PORT")? {
+        let other = TcpListener::bind((Ipv4Addr::LOCALHOST, port))
+            .await
+            .map_err(|e| format!("cannot listen on 127.0.0.1:{port}: {e}"))?;
+        let address = other
+            .local_addr()
+            .map_err(|e| format!("cannot tell the address: {e}"))?;
+        println!("demo: listening on {address}, too");
+        tokio::spawn(server::serve(other, data.clone(), Arc::clone(&health)));
+    }
+    server::serve(listener, data, health)
         .await
         .map_err(|e| format!("cannot accept: {e}"))
 }

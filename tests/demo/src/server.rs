@@ -11,6 +11,7 @@ use hyper::{Method, Request, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
 
+use crate::health::{self, Health};
 use crate::recorder::{Recorder, Recording};
 use crate::reply::{self, Reply};
 use crate::{echo, files, process, query, random, stamp, streams, system, websocket};
@@ -19,12 +20,13 @@ use crate::{echo, files, process, query, random, stamp, streams, system, websock
 struct Server {
     data: PathBuf,
     port: u16,
+    health: Arc<Health>,
 }
 
 /// Serves until accepting fails for a reason that will not pass.
-pub async fn serve(listener: TcpListener, data: PathBuf) -> io::Result<()> {
+pub async fn serve(listener: TcpListener, data: PathBuf, health: Arc<Health>) -> io::Result<()> {
     let port = listener.local_addr()?.port();
-    let server = Arc::new(Server { data, port });
+    let server = Arc::new(Server { data, port, health });
     loop {
         let (stream, _) = match listener.accept().await {
             Ok(accepted) => accepted,
@@ -63,6 +65,9 @@ async fn answer(request: Request<Incoming>, server: &Server, recording: &Recordi
         "/echo" => echo::echo(request).await,
         path if path == "/raw" || path.starts_with("/raw/") => reply::bytes(recording.head()),
         "/headers" if get => reply::json(&echo::headers_as_object(request.headers())),
+        "/healthz" if get => server.health.answer(),
+        "/healthz" if post => server.health.set(&request),
+        "/hang" if post => health::hang(),
         "/env" if get => process::environment(),
         "/id" if get => process::identity(),
         "/random" if get => random::random(&request),

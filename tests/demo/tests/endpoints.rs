@@ -9,7 +9,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, ChildStdout, Command, Output, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::{SinkExt, StreamExt};
 use rustix::process::{Pid, Signal, kill_process};
@@ -35,9 +35,14 @@ struct Answer {
 
 impl Demo {
     fn start() -> Self {
+        Self::start_with(&[])
+    }
+
+    fn start_with(env: &[(&str, &str)]) -> Self {
         let data = TempDir::new().unwrap();
         let mut child = command()
             .env("DATA_DIR", data.path())
+            .envs(env.iter().copied())
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
@@ -433,4 +438,54 @@ fn a_bad_setting_is_named_in_one_line() {
         String::from_utf8(stderr).unwrap(),
         "demo: PORT is not a number in range: \"http\"\n"
     );
+}
+
+#[test]
+fn health_is_as_it_was_told_on_both_ports() {
+    let mut demo = Demo::start_with(&[("DEMO_HEALTH_PORT", "0")]);
+    let line = next_line(&mut demo.stdout);
+    let first = demo.address.clone();
+    let second = line
+        .strip_prefix("demo: listening on ")
+        .and_then(|line| line.strip_suffix(", too"))
+        .expect(&line)
+        .to_owned();
+    assert_eq!(demo.get("/healthz").status, 200);
+    assert_eq!(demo.request("POST", "/healthz?status=500", b"").status, 204);
+    for address in [&second, &first] {
+        demo.address.clone_from(address);
+        assert_eq!(demo.get("/healthz").status, 500, "{address}");
+        assert_eq!(demo.get("/").status, 200);
+    }
+    assert_eq!(demo.request("POST", "/healthz?status=20", b"").status, 400);
+    assert_eq!(demo.request("POST", "/healthz", b"").status, 204);
+    assert_eq!(demo.get("/healthz").status, 200);
+}
+
+#[test]
+fn health_comes_when_its_time_has_come() {
+    let demo = Demo::start_with(&[("DEMO_HEALTHY_AFTER_MS", "1000000")]);
+    assert_eq!(demo.get("/healthz").status, 503);
+    let begun = Instant::now();
+    let demo = Demo::start_with(&[("DEMO_HEALTHY_AFTER_MS", "300")]);
+    while demo.get("/healthz").status != 200 {
+        assert!(begun.elapsed() < DEADLINE);
+    }
+    assert!(begun.elapsed() >= Duration::from_millis(300));
+}
+
+#[test]
+fn server_that_hangs_accepts_and_never_answers() {
+    let mut demo = Demo::start();
+    assert_eq!(demo.request("POST", "/hang", b"").status, 204);
+    assert_eq!(next_line(&mut demo.stdout), "demo: hanging on request");
+    let mut stream = demo.connect();
+    stream
+        .set_read_timeout(Some(Duration::from_millis(300)))
+        .unwrap();
+    stream
+        .write_all(b"GET / HTTP/1.1\r\nHost: demo\r\n\r\n")
+        .unwrap();
+    let silence = stream.read(&mut [0]).unwrap_err();
+    assert_eq!(silence.kind(), std::io::ErrorKind::WouldBlock);
 }

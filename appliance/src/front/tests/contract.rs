@@ -113,7 +113,7 @@ async fn bad_addresses_and_identifiers_are_named() {
             "400 SessionRequestValidationFailed",
         ),
         (
-            format!("{BASE}/.management/getSession?identifier=user"),
+            format!("{BASE}/.management/executions?identifier=user"),
             "400 SessionRequestNotSupported",
         ),
         (

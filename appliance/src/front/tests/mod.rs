@@ -2,6 +2,7 @@
 
 mod contract;
 mod forwarding;
+mod management;
 mod smuggling;
 
 use std::future::Future;

@@ -319,9 +319,11 @@ async fn golden_after_ready_is_started_frozen_and_held() {
     };
     let (worker, mut events) = setting.launch_as(boot(), purpose).await.unwrap();
     assert_eq!(
-        names(&mut events, 5).await,
-        ["booted", "renewed", "started", "ready", "held"]
+        names(&mut events, 4).await,
+        ["booted", "renewed", "started", "ready"]
     );
+    worker.freeze_when_ready().await;
+    assert_eq!(names(&mut events, 1).await, ["held"]);
     drop(worker);
     assert_eq!(gone(&mut events).await, WorkerExit::Stopped);
 }

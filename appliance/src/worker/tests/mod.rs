@@ -16,7 +16,7 @@ use uuid::Uuid;
 use wire::{ContainerSpec, GuestMessage, HostMessage, Identity};
 
 use super::exit::WorkerExit;
-use super::launch::{LaunchError, LaunchRequest, Purpose, Settings, Source};
+use super::launch::{LaunchError, LaunchRequest, Purpose, Settings, Source, Urgency};
 use super::orders::server::{Desk, Heard};
 use super::orders::{Answer, Order};
 use super::spec::{ForkPoint, WorkerSpec};
@@ -317,6 +317,7 @@ fn request(source: Source, purpose: Purpose) -> LaunchRequest {
         cpu_millis: 250,
         mem_mib: 128,
         purpose,
+        urgency: Urgency::Claim,
     }
 }
 

@@ -24,7 +24,7 @@ until cabana sessionpool list --root "$ROOT" >/dev/null 2>&1; do
 done
 say "serving"
 cabana sessionpool create --root "$ROOT" --name demo --image "oci-archive:$DEMO" \
-  --cpu 0.5 --memory 0.5Gi --target-port 8080 --max-sessions 10 --cooldown-period 300 >/dev/null || fail "The pool could not be made"
+  --cpu 0.5 --memory 0.5Gi --target-port 8080 --max-sessions 4 --ready-sessions 1 --cooldown-period 300 >/dev/null || fail "The pool could not be made"
 say "pool"
 token=$(cabana token create --root "$ROOT" --pool demo --ttl 24h) || fail "The token could not be made"
 say "token $token"

@@ -1,5 +1,8 @@
 //! The administration API over its socket.
 
+mod patch;
+mod sessions;
+
 use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
 
@@ -37,7 +40,7 @@ fn image(name: &str, root_image_bytes: u64) -> ImageSummary {
 
 impl ImageService for Demo {
     fn find(&self, reference: &str) -> Result<ImageSummary, Refusal> {
-        if reference == "demo" {
+        if ["demo", "sha256:d"].contains(&reference) {
             return Ok(image("demo", 1));
         }
         Err(Refusal::new(
@@ -120,6 +123,7 @@ impl Office {
             goldens: Arc::new(OneGolden),
             rules,
             endpoints,
+            changes: Changes::default(),
         };
         let (stop, stopped) = watch::channel(false);
         tokio::spawn(serve(bind(&socket).unwrap(), Arc::new(admin), stopped));
@@ -198,7 +202,8 @@ async fn pool_is_made_shown_listed_changed_and_deleted() {
     assert_eq!(properties["provisioningState"], "Succeeded");
     let endpoint = "https://localhost:8443/subscriptions/s/resourceGroups/rg/sessionPools/alpha";
     assert_eq!(properties["poolManagementEndpoint"], endpoint);
-    let sent = &resource()["properties"];
+    let mut sent = resource()["properties"].clone();
+    sent["customContainerTemplate"]["containers"][0]["imageDigest"] = json!("sha256:d");
     for part in [
         "forkPoint",
         "customContainerTemplate/ingress",
@@ -427,8 +432,9 @@ async fn bad_requests_make_nothing() {
             "PATCH",
             pool.clone(),
             "{}".into(),
-            (405, "MethodNotAllowed"),
+            (404, "ResourceNotFound"),
         ),
+        ("POST", pool.clone(), "{}".into(), (405, "MethodNotAllowed")),
         (
             "POST",
             GROUP.to_owned(),

@@ -1,0 +1,206 @@
+//! The one container of a pool: its image, size, environment and port.
+
+use std::ops::RangeInclusive;
+
+use serde_json::{Value, json};
+use wire::{HostMessage, frame};
+
+use super::raw::{Raw, dotted, invalid, unsupported, wrong};
+use super::{Rules, probes};
+use crate::admin::images::{ImageService, ImageSummary};
+use crate::admin::resource;
+use crate::front::refusal::Refusal;
+use crate::pool::container;
+use crate::pool::probe::Probes;
+use crate::store::{DEFAULT_DISK_MIB, EnvVar, PoolRecord};
+
+const CPU_STEP_MILLIS: u32 = 250;
+const MIN_MEM_MIB: u32 = 512;
+/// The writable layer is sparse: what it may grow to, not what it takes.
+const DISK_MIB: RangeInclusive<u32> = 1 << 10..=1024 << 10;
+const DEFAULT_CPU: f64 = 0.25;
+const DEFAULT_MEM_MIB: u32 = 512;
+
+pub const CONTAINER: &str = "/properties/customContainerTemplate/containers/0";
+const TARGET_PORT: &str = "/properties/customContainerTemplate/ingress/targetPort";
+
+/// The image as it was named, and what the name means.
+pub struct Image {
+    pub name: String,
+    pub found: ImageSummary,
+}
+
+/// Looks up the image. `imageDigest` beside the same name keeps what the name meant to `current`, so
+/// that who sends a pool back with another limit does not roll it to another image.
+pub fn image(
+    raw: &Raw<'_>,
+    current: Option<&PoolRecord>,
+    images: &dyn ImageService,
+) -> Result<Image, Refusal> {
+    let path = format!("{CONTAINER}/image");
+    let name = raw.required_text(&path)?;
+    let digest = raw.text(&format!("{CONTAINER}/imageDigest"))?;
+    let kept = current
+        .filter(|pool| pool.image == name && digest.as_ref() == Some(&pool.image_digest))
+        .map_or(&name, |pool| &pool.image_digest);
+    let found = images
+        .find(kept)
+        .map_err(|refusal| refusal.target(dotted(&path)))?;
+    Ok(Image { name, found })
+}
+
+/// The container must have something to run, and what there is to say about it must fit the one
+/// frame that carries it to the agent.
+pub fn check(pool: &PoolRecord, image: &ImageSummary) -> Result<(), Refusal> {
+    let spec = container::spec(&image.defaults, pool);
+    let spec = spec.map_err(|error| invalid(&format!("{CONTAINER}/command"), error.to_string()))?;
+    if frame::encode(&HostMessage::Start(Box::new(spec))).is_err() {
+        let message = format!(
+            "command, args and env together, with those of the image, exceed {} bytes",
+            wire::MAX_FRAME_BYTES
+        );
+        return Err(invalid(CONTAINER, message));
+    }
+    Ok(())
+}
+
+pub fn name(raw: &Raw<'_>) -> Result<Option<String>, Refusal> {
+    raw.text(&format!("{CONTAINER}/name"))
+}
+
+pub fn command(raw: &Raw<'_>) -> Result<Vec<String>, Refusal> {
+    raw.words(&format!("{CONTAINER}/command"))
+}
+
+pub fn args(raw: &Raw<'_>) -> Result<Vec<String>, Refusal> {
+    raw.words(&format!("{CONTAINER}/args"))
+}
+
+pub fn probes(raw: &Raw<'_>) -> Result<Probes, Refusal> {
+    probes::read(raw, &format!("{CONTAINER}/probes"))
+}
+
+pub fn target_port(raw: &Raw<'_>) -> Result<u16, Refusal> {
+    raw.required_port(TARGET_PORT)
+}
+
+pub fn env(raw: &Raw<'_>) -> Result<Vec<EnvVar>, Refusal> {
+    let var = |path: &String| {
+        if raw.get(&format!("{path}/secretRef")).is_some() {
+            let message = format!(
+                "{}.secretRef is not supported by this version",
+                dotted(path)
+            );
+            return Err(unsupported(path, message));
+        }
+        let name = raw.required_text(&format!("{path}/name"))?;
+        if name.contains('=') {
+            let path = format!("{path}/name");
+            return Err(wrong(&path, "a name without \"=\"", &name.into()));
+        }
+        let value = raw.text(&format!("{path}/value"))?.unwrap_or_default();
+        Ok(EnvVar { name, value })
+    };
+    let items = raw.items(&format!("{CONTAINER}/env"), "a list of {name, value}")?;
+    items.iter().map(var).collect()
+}
+
+pub fn cpu(raw: &Raw<'_>, rules: &Rules) -> Result<u32, Refusal> {
+    let path = format!("{CONTAINER}/resources/cpu");
+    let default = DEFAULT_CPU.into();
+    let value = raw.get(&path).unwrap_or(&default);
+    let steps = value
+        .as_f64()
+        .map(|cpu| cpu * 1000.0 / f64::from(CPU_STEP_MILLIS));
+    let most = rules.max_cpu_millis / CPU_STEP_MILLIS;
+    let found = (1..=most).find(|step| steps == Some(f64::from(*step)));
+    found.map(|step| step * CPU_STEP_MILLIS).ok_or_else(|| {
+        let expected = format!(
+            "a multiple of 0.25 from 0.25 to {}",
+            f64::from(most * CPU_STEP_MILLIS) / 1000.0
+        );
+        wrong(&path, &expected, value)
+    })
+}
+
+pub fn memory(raw: &Raw<'_>, rules: &Rules) -> Result<u32, Refusal> {
+    let amount = amount(raw, "memory", MIN_MEM_MIB..=rules.max_mem_mib)?;
+    Ok(amount.unwrap_or(DEFAULT_MEM_MIB))
+}
+
+pub fn storage(raw: &Raw<'_>) -> Result<u32, Refusal> {
+    let amount = amount(raw, "ephemeralStorage", DISK_MIB)?;
+    Ok(amount.unwrap_or(DEFAULT_DISK_MIB))
+}
+
+/// One of the container's resources, in MiB.
+fn amount(
+    raw: &Raw<'_>,
+    resource: &str,
+    range: RangeInclusive<u32>,
+) -> Result<Option<u32>, Refusal> {
+    let path = format!("{CONTAINER}/resources/{resource}");
+    let Some(text) = raw.text(&path)? else {
+        return Ok(None);
+    };
+    let mib = parse_memory(&text).filter(|mib| range.contains(mib));
+    mib.map(Some).ok_or_else(|| {
+        let expected = format!(
+            "an amount from {} to {}, in Gi or Mi",
+            resource::memory(*range.start()),
+            resource::memory(*range.end())
+        );
+        wrong(&path, &expected, &text.into())
+    })
+}
+
+pub fn render(pool: &PoolRecord) -> Value {
+    let env: Vec<_> = pool
+        .env
+        .iter()
+        .map(|var| json!({ "name": var.name, "value": var.value }))
+        .collect();
+    let mut container = json!({
+        "name": pool.container_name,
+        "image": pool.image,
+        "imageDigest": pool.image_digest,
+        "env": env,
+        "resources": {
+            "cpu": f64::from(pool.cpu_millis) / 1000.0,
+            "memory": resource::memory(pool.mem_mib),
+            "ephemeralStorage": resource::memory(pool.disk_mib),
+        },
+    });
+    // Absent means the image's own; an empty list would replace it by nothing.
+    if !pool.command.is_empty() {
+        container["command"] = json!(pool.command);
+    }
+    if !pool.args.is_empty() {
+        container["args"] = json!(pool.args);
+    }
+    if let Some(probes) = probes::render(&pool.probes) {
+        container["probes"] = probes;
+    }
+    json!({ "containers": [container], "ingress": { "targetPort": pool.target_port } })
+}
+
+/// `0.5Gi`, `2Gi`, `512Mi` → MiB. A whole number of MiB, or nothing.
+fn parse_memory(text: &str) -> Option<u32> {
+    let (number, factor) = match (text.strip_suffix("Gi"), text.strip_suffix("Mi")) {
+        (Some(number), _) => (number, 1024),
+        (None, Some(number)) => (number, 1),
+        (None, None) => return None,
+    };
+    let (whole, fraction) = number.split_once('.').unwrap_or((number, "0"));
+    let digits = |text: &str| {
+        !text.is_empty() && text.len() <= 9 && text.bytes().all(|b| b.is_ascii_digit())
+    };
+    if !digits(whole) || !digits(fraction) {
+        return None;
+    }
+    let scale = 10_u64.pow(u32::try_from(fraction.len()).ok()?);
+    let scaled = (whole.parse::<u64>().ok()? * scale + fraction.parse::<u64>().ok()?) * factor;
+    (scaled % scale == 0)
+        .then(|| u32::try_from(scaled / scale).ok())
+        .flatten()
+}

@@ -1,0 +1,88 @@
+//! Flags of `bench`.
+
+use clap::{Args, Subcommand};
+
+use super::JSON_HELP;
+use crate::cli::source::Source;
+use crate::worker::spec::ForkPoint;
+
+const SPARES_HELP: &str = "Workers made ahead [default: as the service has]; with 0 every measurement begins with the start of a process";
+
+#[derive(Debug, Subcommand)]
+pub enum BenchCommand {
+    /// Boot guests one after the other and print the times
+    ColdBoot {
+        #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=1000))]
+        count: u32,
+        #[arg(long, value_name = "N", help = SPARES_HELP, value_parser = clap::value_parser!(u32).range(0..=64))]
+        spares: Option<u32>,
+        #[arg(long, help = JSON_HELP)]
+        json: bool,
+    },
+    /// Fork guests from a golden snapshot, one after the other and many at once, and print where the time goes
+    Fork(BenchFork),
+    /// Ask forks of one golden the same question; fails when two give the same answer
+    Distinct(BenchDistinct),
+    /// Print what idle forks take of this host's memory
+    Memory {
+        /// How many forks to look at
+        #[arg(long, value_delimiter = ',', default_value = "1,10,50",
+            value_parser = clap::value_parser!(u32).range(1..=1000))]
+        forks: Vec<u32>,
+        #[arg(long, help = JSON_HELP)]
+        json: bool,
+    },
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  cabana bench fork
+  cabana bench fork --image oci-archive:/demo.tar --fork-point afterReady --count 20")]
+pub struct BenchFork {
+    /// Forks one after the other
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub count: u32,
+    /// Forks at once
+    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=200))]
+    pub parallel: u32,
+    #[arg(long, value_name = "N", help = SPARES_HELP, value_parser = clap::value_parser!(u32).range(0..=64))]
+    pub spares: Option<u32>,
+    /// When the golden is saved: beforeStart or afterReady
+    #[arg(long, value_name = "POINT", default_value_t = ForkPoint::default())]
+    pub fork_point: ForkPoint,
+    /// An archive whose container's first byte is waited for, too: oci-archive:FILE or docker-archive:FILE. The
+    /// appliance's user must be able to read it
+    #[arg(long, value_name = "SOURCE")]
+    pub image: Option<Source>,
+    /// The port on which the container serves HTTP
+    #[arg(long, value_name = "PORT", default_value_t = 8080, value_parser = clap::value_parser!(u16).range(1..))]
+    pub target_port: u16,
+    #[arg(long, help = JSON_HELP)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  cabana bench distinct --image oci-archive:/demo.tar --path /random --fork-point afterReady")]
+pub struct BenchDistinct {
+    /// Forks in all
+    #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u32).range(2..=100_000))]
+    pub forks: u32,
+    /// Forks at once
+    #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=200))]
+    pub parallel: u32,
+    /// When the golden is saved: beforeStart or afterReady
+    #[arg(long, value_name = "POINT", default_value_t = ForkPoint::default())]
+    pub fork_point: ForkPoint,
+    /// oci-archive:FILE or docker-archive:FILE. The appliance's user must be able to read it
+    #[arg(long, value_name = "SOURCE")]
+    pub image: Source,
+    /// The port on which the container serves HTTP
+    #[arg(long, value_name = "PORT", default_value_t = 8080, value_parser = clap::value_parser!(u16).range(1..))]
+    pub target_port: u16,
+    /// The question
+    #[arg(long, default_value = "/")]
+    pub path: String,
+    #[arg(long, help = JSON_HELP)]
+    pub json: bool,
+}

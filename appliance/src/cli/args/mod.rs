@@ -1,0 +1,240 @@
+//! Every command, flag and default.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use super::source::Source;
+use super::values;
+
+mod bench;
+mod pools;
+
+pub use bench::{BenchCommand, BenchDistinct, BenchFork};
+pub use pools::{
+    CreatePool, Life, LifecycleType, ListPools, PoolTarget, SessionCommand, SessionPoolCommand,
+    SessionTarget, UpdatePool,
+};
+
+/// A pool of hardware-isolated sessions on one Linux host.
+#[derive(Debug, Parser)]
+#[command(name = "cabana", version, disable_help_subcommand = true)]
+#[command(
+    after_help = "Exit codes: 0 done, 1 failed, 64 bad flag or configuration, 69 appliance not \
+reachable or host without KVM, 70 a process of the appliance died, 77 no permission.
+
+Examples:
+  cabana doctor
+  cabana serve
+  cabana image import oci-archive:demo.tar --name demo
+  cabana sessionpool create --name demo --image demo --target-port 8080
+  cabana token create --pool demo"
+)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run the appliance until it is told to stop
+    Serve(Serve),
+    /// Say whether this host can run guests, and what to change if not
+    #[command(
+        after_help = "Exit code 0: guests can run here. 1: they cannot, and the line says why."
+    )]
+    Doctor {
+        #[arg(long, help = JSON_HELP)]
+        json: bool,
+    },
+    /// Create, change, show, list and delete session pools
+    #[command(subcommand, name = "sessionpool")]
+    SessionPool(SessionPoolCommand),
+    /// Look at the sessions of a pool, and stop them
+    #[command(subcommand)]
+    Session(SessionCommand),
+    /// Import and list container images
+    #[command(subcommand)]
+    Image(ImageCommand),
+    /// Look at the snapshots that sessions are forked from
+    #[command(subcommand)]
+    Golden(GoldenCommand),
+    /// Make bearer tokens
+    #[command(subcommand)]
+    Token(TokenCommand),
+    /// Save what the appliance keeps, and bring it back
+    #[command(subcommand)]
+    Store(StoreCommand),
+    /// Measure this host
+    #[command(subcommand, hide = true)]
+    Bench(BenchCommand),
+    /// The process that talks to the world; started by `serve`
+    #[command(hide = true)]
+    Appliance,
+    /// The process that unpacks one image; started by `serve`
+    #[command(hide = true)]
+    ImageWorker,
+}
+
+const JSON_HELP: &str = "Print JSON";
+const DEFAULT_GROUP: &str = "default";
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  cabana serve
+  cabana serve --root /srv/test --listen 127.0.0.1:9443
+
+Started as root, the appliance and every worker run as users of their own. Stop it with SIGTERM or \
+Ctrl-C: sessions are ended in order. A second one ends everything at once.")]
+pub struct Serve {
+    /// Configuration file [default: etc/cabana/cabana.toml below the root, which may be absent]
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Put etc, var and run below this folder
+    #[arg(long, value_name = "DIR", default_value = "/")]
+    pub root: PathBuf,
+    /// Address of the HTTPS front door; wins over the configuration file
+    #[arg(long, value_name = "ADDR")]
+    pub listen: Option<String>,
+}
+
+/// Flags of every command that talks to the appliance.
+#[derive(Debug, Clone, Args)]
+pub struct Connection {
+    /// The root that the appliance was started with
+    #[arg(long, value_name = "DIR", default_value = "/")]
+    pub root: PathBuf,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum ImageCommand {
+    /// Turn an image archive into a root image
+    Import(ImportImage),
+    /// List the imported images
+    Ls(ListImages),
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  cabana image import oci-archive:demo.tar --name demo
+  cabana image import docker-archive:saved.tar:python:3.13
+  cabana image import oci:layout-folder:latest")]
+pub struct ImportImage {
+    /// `oci-archive:FILE[:REF]`, `docker-archive:FILE[:REF]` or `oci:DIR[:REF]`
+    pub source: Source,
+    /// The name by which pools refer to it [default: the reference, the name in a docker archive, or the file's name]
+    #[arg(long, value_name = "REF")]
+    pub name: Option<String>,
+    #[command(flatten)]
+    pub connection: Connection,
+    #[arg(long, help = JSON_HELP)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct ListImages {
+    #[command(flatten)]
+    pub connection: Connection,
+    #[arg(long, help = JSON_HELP)]
+    pub json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum GoldenCommand {
+    /// List the goldens of the appliance and the pools that fork from them
+    Ls(ListGoldens),
+    /// Print what a golden's state file holds
+    #[command(after_help = "Examples:
+  cabana golden inspect /var/lib/cabana/golden/0123456789abcdef0123456789abcdef/state")]
+    Inspect {
+        /// The file `state` of a golden
+        file: PathBuf,
+    },
+}
+
+#[derive(Debug, Args)]
+pub struct ListGoldens {
+    #[command(flatten)]
+    pub connection: Connection,
+    #[arg(long, help = JSON_HELP)]
+    pub json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum TokenCommand {
+    /// Print a new token and nothing else
+    Create(CreateToken),
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  cabana token create --pool demo --ttl 8h
+  TOKEN=$(cabana token create)")]
+pub struct CreateToken {
+    /// Only good for this pool; may be repeated. Without it: for every pool
+    #[arg(long = "pool", value_name = "NAME")]
+    pub pools: Vec<String>,
+    /// How long it is good for: a number with s, m, h or d
+    #[arg(long, default_value = "1h", value_parser = values::duration_seconds)]
+    pub ttl: u64,
+    #[arg(long, value_enum, default_value_t = Role::SessionExecutor)]
+    pub role: Role,
+    #[command(flatten)]
+    pub connection: Connection,
+    #[arg(long, help = JSON_HELP)]
+    pub json: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Role {
+    /// May send requests to sessions
+    SessionExecutor,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum StoreCommand {
+    /// Print every record, one per line, as JSON; the appliance must be stopped
+    Export(ExportStore),
+    /// Bring back what was exported; all of it, or nothing
+    Import(ImportStore),
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  cabana store export --output cabana-store.jsonl
+  cabana store export --with-keys --output backup.jsonl
+  cabana store export --salvage --output saved.jsonl
+
+An export holds the identifiers of sessions; whoever knows one and has a token owns the session.")]
+pub struct ExportStore {
+    /// Write to this new file, readable for its owner only, instead of stdout
+    #[arg(long, short, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+    /// Export the appliance's own keys, too: who has them can sign tokens
+    #[arg(long)]
+    pub with_keys: bool,
+    /// Find the pools in a store that does not open any more. Look at what it prints: a pool may be older than it
+    /// was, or have been deleted
+    #[arg(long, conflicts_with = "with_keys")]
+    pub salvage: bool,
+    #[command(flatten)]
+    pub connection: Connection,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  cabana store import cabana-store.jsonl
+  cabana store import - --replace < backup.jsonl
+
+Without keys in the export, those of the store stay, and tokens with them.")]
+pub struct ImportStore {
+    /// What `store export` wrote, or - for stdin
+    pub file: PathBuf,
+    /// Remove what the store holds
+    #[arg(long)]
+    pub replace: bool,
+    #[command(flatten)]
+    pub connection: Connection,
+    #[arg(long, help = JSON_HELP)]
+    pub json: bool,
+}
