@@ -20,10 +20,12 @@ In a guest the program is PID 1 and takes no arguments.
 
 /// The first argument of the process that becomes the container. Not for people.
 pub const STAGE_ARGUMENT: &str = "--stage";
+/// The first argument of the process that becomes a command beside the container. Not for people.
+pub const ENTER_ARGUMENT: &str = "--enter";
 /// Given to a stage that must make namespaces and mounts of its own.
-pub const ISOLATE_ARGUMENT: &str = "--isolate";
+const ISOLATE_ARGUMENT: &str = "--isolate";
 /// Names the control group of a stage.
-pub const CGROUP_ARGUMENT: &str = "--cgroup";
+const CGROUP_ARGUMENT: &str = "--cgroup";
 
 /// What the command line asks for.
 #[derive(Debug, PartialEq, Eq)]
@@ -34,6 +36,8 @@ pub enum Role {
     Process(ProcessOptions),
     /// The process that prepares, and then becomes, the container.
     Stage(StageOptions),
+    /// The process that goes to where the container is, and becomes a command there.
+    Enter(StageOptions),
     /// Print this and exit.
     Print(String),
 }
@@ -56,6 +60,22 @@ pub struct StageOptions {
     pub cgroup: Option<PathBuf>,
 }
 
+impl StageOptions {
+    /// As arguments of a process that is to have them.
+    pub fn arguments(&self) -> Vec<OsString> {
+        let mut arguments = Vec::new();
+        let mut name = |flag: &str, path: &Option<PathBuf>| {
+            if let Some(path) = path {
+                arguments.extend([flag.into(), path.clone().into_os_string()]);
+            }
+        };
+        name("--root", &self.root);
+        name(CGROUP_ARGUMENT, &self.cgroup);
+        arguments.extend(self.isolate.then(|| ISOLATE_ARGUMENT.into()));
+        arguments
+    }
+}
+
 /// Why the command line is refused.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum UsageError {
@@ -74,10 +94,15 @@ pub enum UsageError {
 pub fn role(is_init: bool, arguments: impl Iterator<Item = OsString>) -> Result<Role, UsageError> {
     let mut arguments = arguments.peekable();
     let first = arguments.peek().and_then(|argument| argument.to_str());
-    if first == Some(STAGE_ARGUMENT) {
+    if let Some(argument @ (STAGE_ARGUMENT | ENTER_ARGUMENT)) = first {
+        let role = if argument == STAGE_ARGUMENT {
+            Role::Stage
+        } else {
+            Role::Enter
+        };
         arguments.next();
         let (_, container) = options(arguments)?;
-        return Ok(Role::Stage(container));
+        return Ok(role(container));
     }
     match first {
         Some("--help") => Ok(Role::Print(USAGE.into())),
@@ -171,6 +196,12 @@ mod tests {
                 isolate: true,
                 cgroup: Some("/c".into()),
             }
+        );
+        // And from there on every process of the agent's own.
+        let arguments = [vec![ENTER_ARGUMENT.into()], options.container.arguments()].concat();
+        assert_eq!(
+            role(false, arguments.into_iter()),
+            Ok(Role::Enter(options.container))
         );
     }
 }

@@ -52,6 +52,8 @@ pub enum Outcome {
     Stream(OwnedFd),
     /// The client is joined to [`port::LOOPBACK`].
     Loopback(OwnedFd),
+    /// The client is joined to [`port::EXEC`].
+    Exec(OwnedFd),
     /// Somebody waits for the guest now.
     Acceptor,
 }
@@ -127,6 +129,9 @@ impl HostSocket {
             }
             Some(Wish::Connect(port::LOOPBACK)) if answer(&stream, port::LOOPBACK).is_ok() => {
                 Outcome::Loopback(stream)
+            }
+            Some(Wish::Connect(port::EXEC)) if answer(&stream, port::EXEC).is_ok() => {
+                Outcome::Exec(stream)
             }
             Some(Wish::Listen(port)) if self.acceptors.len() < MAX_ACCEPTORS => {
                 self.acceptors.push_back((port, stream));

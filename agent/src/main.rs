@@ -15,6 +15,7 @@ mod container;
 mod control;
 mod guest;
 mod host_socket;
+mod operator;
 mod output;
 mod poller;
 mod proxy;
@@ -40,6 +41,7 @@ fn main() -> ExitCode {
     ) {
         Ok(Role::Guest) => guest::run(),
         Ok(Role::Stage(options)) => container::stage::run(&options),
+        Ok(Role::Enter(options)) => container::enter::run(&options),
         Ok(Role::Process(options)) => match supervisor::run_as_process(&options) {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => {

@@ -44,6 +44,23 @@ pub enum Token {
     Client(u32),
     /// The container's end of a joined stream.
     Target(u32),
+    /// A new connection for a command of an operator.
+    ExecListener,
+    /// A command of an operator.
+    Exec(u32, ExecPart),
+}
+
+/// What of a command an event is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ExecPart {
+    /// The stream from the host.
+    Client,
+    /// The socket of the process that becomes the command.
+    Channel,
+    Stdin,
+    /// Standard output, or both ways of a terminal.
+    Stdout,
+    Stderr,
 }
 
 impl Token {
@@ -62,6 +79,12 @@ impl Token {
             Self::Target(id) => (10, id),
             Self::Freezer => (11, 0),
             Self::LoopbackListener => (12, 0),
+            Self::ExecListener => (20, 0),
+            Self::Exec(id, ExecPart::Client) => (21, id),
+            Self::Exec(id, ExecPart::Channel) => (22, id),
+            Self::Exec(id, ExecPart::Stdin) => (23, id),
+            Self::Exec(id, ExecPart::Stdout) => (24, id),
+            Self::Exec(id, ExecPart::Stderr) => (25, id),
         };
         (kind << 32) | u64::from(id)
     }
@@ -82,6 +105,12 @@ impl Token {
             10 => Self::Target(id),
             11 => Self::Freezer,
             12 => Self::LoopbackListener,
+            20 => Self::ExecListener,
+            21 => Self::Exec(id, ExecPart::Client),
+            22 => Self::Exec(id, ExecPart::Channel),
+            23 => Self::Exec(id, ExecPart::Stdin),
+            24 => Self::Exec(id, ExecPart::Stdout),
+            25 => Self::Exec(id, ExecPart::Stderr),
             _ => return None,
         })
     }
@@ -197,6 +226,12 @@ mod tests {
             Token::Target(0),
             Token::Freezer,
             Token::LoopbackListener,
+            Token::ExecListener,
+            Token::Exec(1, ExecPart::Client),
+            Token::Exec(2, ExecPart::Channel),
+            Token::Exec(3, ExecPart::Stdin),
+            Token::Exec(4, ExecPart::Stdout),
+            Token::Exec(u32::MAX, ExecPart::Stderr),
         ] {
             assert_eq!(Token::decode(token.encode()), Some(token));
         }

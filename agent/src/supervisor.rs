@@ -18,6 +18,7 @@ use crate::cli::ProcessOptions;
 use crate::container::{Container, News};
 use crate::control::Control;
 use crate::host_socket::{HostSocket, Outcome};
+use crate::operator::{Around, Operator};
 use crate::poller::{Poller, Readiness, Token};
 use crate::proxy::Proxy;
 use crate::ready::Probe;
@@ -32,6 +33,17 @@ const _: () = assert!(
     "syncing the disk and powering off must fit behind it"
 );
 
+/// What an operator's command needs of the supervisor's own. A macro, because only some fields are borrowed.
+macro_rules! around {
+    ($supervisor:expr) => {
+        Around::new(
+            &$supervisor.poller,
+            &$supervisor.container,
+            $supervisor.renewal.hostname(),
+        )
+    };
+}
+
 /// Everything the agent is responsible for while it serves.
 pub struct Supervisor {
     poller: Poller,
@@ -45,6 +57,7 @@ pub struct Supervisor {
     /// The host was told so, and the container has not ended.
     is_ready: bool,
     proxy: Proxy,
+    operator: Operator,
     target_port: u16,
     /// `Some` after `Stop`.
     stop: Option<Stop>,
@@ -127,6 +140,7 @@ impl Supervisor {
             probe: Probe::idle(),
             is_ready: false,
             proxy: Proxy::new(),
+            operator: Operator::new(),
             target_port: 0,
             stop: None,
             farewell: None,
@@ -155,6 +169,8 @@ impl Supervisor {
                 self.on_event(token, readiness, now)?;
             }
             self.proxy.take_turns();
+            let around = around!(self);
+            self.operator.take_turns(around, now);
             self.converse(now);
             if self.is_finished(now) {
                 return Ok(());
@@ -173,13 +189,15 @@ impl Supervisor {
             self.probe.deadline(),
             kill_at,
             self.farewell,
+            self.operator.deadline(),
         ];
         let next = deadlines.into_iter().flatten().min();
         let until_next = next.map(|next| next.saturating_duration_since(Instant::now()));
         if self.has_output_to_send() {
             Some(Duration::ZERO)
         } else {
-            self.proxy.patience().or(until_next)
+            let busy = self.proxy.patience().or(self.operator.patience());
+            busy.or(until_next)
         }
     }
 
@@ -189,6 +207,7 @@ impl Supervisor {
                 .attach(self.transport.connect_control(), &self.poller, now);
         }
         self.probe.on_time(now, &self.poller);
+        self.operator.on_time(now);
         if let (Some(stop), Ok(container)) = (&mut self.stop, &mut self.container)
             && stop.kill_at <= now
             && !stop.killed
@@ -215,6 +234,7 @@ impl Supervisor {
             Token::Handshake(id) => match self.transport.on_handshake(id) {
                 Outcome::Stream(stream) => self.proxy.open(stream, &self.poller),
                 Outcome::Loopback(stream) => self.proxy.open_named(stream, &self.poller),
+                Outcome::Exec(stream) => self.operator.open(stream, around!(self), now),
                 Outcome::Acceptor if self.control.is_down() => {
                     self.control
                         .attach(self.transport.connect_control(), &self.poller, now);
@@ -239,6 +259,15 @@ impl Supervisor {
                     let frozen = container.on_freezer();
                     self.tell_frozen(frozen);
                 }
+            }
+            Token::ExecListener => {
+                for stream in self.transport.on_exec_listener() {
+                    self.operator.open(stream, around!(self), now);
+                }
+            }
+            Token::Exec(id, part) => {
+                self.operator
+                    .on_event(id, (part, readiness), around!(self), now);
             }
             Token::Client(id) => self.proxy.on_client(id, readiness, &self.poller),
             Token::Target(id) => self.proxy.on_target(id, readiness, &self.poller),
@@ -267,6 +296,7 @@ impl Supervisor {
                     {
                         self.tell(news, now);
                     }
+                    self.operator.on_reaped(pid, exit, around!(self), now);
                 }
                 Reaped::NoneEnded => return Ok(()),
                 Reaped::NoChildren => {
@@ -290,6 +320,7 @@ impl Supervisor {
             News::Exited(exit) => {
                 self.probe.stop();
                 self.is_ready = false;
+                self.operator.on_container_ended();
                 self.send_last_output();
                 GuestMessage::Exited { exit }
             }
@@ -439,7 +470,7 @@ impl Supervisor {
             return false;
         }
         let until = *self.farewell.get_or_insert_with(|| now + FAREWELL);
-        let has_ended = self.control.say_goodbye();
+        let has_ended = self.control.say_goodbye() && self.operator.is_idle();
         has_ended || until <= now
     }
 }

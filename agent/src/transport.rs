@@ -17,6 +17,8 @@ pub enum Transport {
         listener: OwnedFd,
         /// Of [`port::LOOPBACK`].
         loopback: OwnedFd,
+        /// Of [`port::EXEC`].
+        exec: OwnedFd,
         /// The first control stream, whose connect is under way.
         first: Option<OwnedFd>,
     },
@@ -24,16 +26,18 @@ pub enum Transport {
 }
 
 impl Transport {
-    /// vsock, with both stream ports open. Connects at once, because that fails where there is no
+    /// vsock, with all stream ports open. Connects at once, because that fails where there is no
     /// vsock device and everything else would wait for ever.
     pub fn vsock() -> Result<Self, SetupError> {
         let listen = |port| vsock::listen(port).attempt(|| format!("listen on vsock port {port}"));
         let (listener, loopback) = (listen(port::STREAM)?, listen(port::LOOPBACK)?);
+        let exec = listen(port::EXEC)?;
         let first = vsock::connect_to_host(port::CONTROL)
             .attempt(|| format!("connect to vsock port {} of the host", port::CONTROL))?;
         Ok(Self::Vsock {
             listener,
             loopback,
+            exec,
             first: Some(first),
         })
     }
@@ -42,9 +46,13 @@ impl Transport {
     pub fn watch(&self, poller: &Poller) -> io::Result<()> {
         match self {
             Self::Vsock {
-                listener, loopback, ..
+                listener,
+                loopback,
+                exec,
+                ..
             } => {
                 poller.watch_level(loopback, Token::LoopbackListener)?;
+                poller.watch_level(exec, Token::ExecListener)?;
                 poller.watch_level(listener, Token::Listener)
             }
             Self::Socket(socket) => poller.watch_level(socket.listener(), Token::Listener),
@@ -80,6 +88,14 @@ impl Transport {
         match self {
             Self::Vsock { loopback, .. } => accept_all(loopback),
             // One listener serves all ports there.
+            Self::Socket(_) => Vec::new(),
+        }
+    }
+
+    /// New streams for commands of an operator.
+    pub fn on_exec_listener(&mut self) -> Vec<OwnedFd> {
+        match self {
+            Self::Vsock { exec, .. } => accept_all(exec),
             Self::Socket(_) => Vec::new(),
         }
     }

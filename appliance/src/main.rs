@@ -21,5 +21,5 @@ mod worker;
 use ::worker::{exit, privileges};
 
 fn main() -> std::process::ExitCode {
-    cli::run().into()
+    cli::run()
 }

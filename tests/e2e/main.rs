@@ -15,8 +15,10 @@ mod forks_state;
 mod forks_unique;
 mod forwarding;
 mod guest_end;
+mod inside;
 mod lifecycle;
 mod probes;
+mod ready;
 mod real_image;
 mod sources;
 
@@ -30,6 +32,7 @@ fn main() -> ExitCode {
         auth::TESTS,
         forwarding::TESTS,
         guest_end::TESTS,
+        inside::TESTS,
         real_image::TESTS,
         forks_unique::TESTS,
         forks_clock::TESTS,
@@ -37,6 +40,7 @@ fn main() -> ExitCode {
         forks_golden::TESTS,
         forks_many::TESTS,
         probes::TESTS,
+        ready::TESTS,
         sources::TESTS,
         lifecycle::TESTS,
     ])

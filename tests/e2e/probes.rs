@@ -87,7 +87,9 @@ fn container_that_never_becomes_healthy_is_refused_with_what_its_probe_saw(host:
     ] {
         assert!(message.contains(words), "{words:?} is not in {message:?}");
     }
-    host.wait_until_gone(&pool, start);
+    host.wait_for_line(start, FOUND_LIMIT, "that its worker has ended", |line| {
+        line.contains("Worker ended")
+    });
 }
 
 /// Makes a session unhealthy, and asserts that it is replaced.

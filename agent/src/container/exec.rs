@@ -5,7 +5,7 @@ use std::io;
 use std::process::{Child, Command};
 use std::ptr;
 
-use rustix::process::Signal;
+use rustix::process::{Pid, Signal};
 use rustix::thread::UnshareFlags;
 
 /// The first signal above the named ones, and the last one.
@@ -73,6 +73,17 @@ pub fn reset_signal_dispositions() {
         // SAFETY: `SIG_DFL` installs no code of ours, so nothing can run at a bad moment. The call
         // fails for SIGKILL, SIGSTOP and the two that libc keeps, which have no other disposition.
         unsafe { libc::signal(signal, libc::SIG_DFL) };
+    }
+}
+
+/// Goes on as two processes. `None` in the new one, which is the calling process's child. For the helper that enters a
+/// container ([`super::enter`]), which has one thread.
+pub fn fork() -> io::Result<Option<Pid>> {
+    // SAFETY: what is dangerous about `fork` is state that another thread was just changing, such as a lock that stays
+    // locked in the child. The one caller is a process of ours that never starts a thread.
+    match unsafe { libc::fork() } {
+        -1 => Err(io::Error::last_os_error()),
+        pid => Ok(Pid::from_raw(pid)),
     }
 }
 

@@ -10,8 +10,7 @@
 //! some hundred pages, for inodes, bitmaps and directories, and again when the disk is written back.
 
 use std::fs::{self, File, Permissions};
-use std::io::{self, IoSlice, IoSliceMut, Write};
-use std::mem::MaybeUninit;
+use std::io::{self, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixStream;
@@ -23,13 +22,10 @@ use rustix::io::Errno;
 use rustix::mount::{
     MountFlags, MoveMountFlags, OpenTreeFlags, mount_bind, mount_remount, move_mount, open_tree,
 };
-use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
-    SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
-};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use wire::Identity;
 
+use super::passing;
 use crate::attempt::{Attempt, SetupError};
 
 const HOST_NAME_NAMESPACE: &str = "/proc/self/ns/uts";
@@ -44,6 +40,7 @@ const ETC_FILES: [(&str, u32); 3] = [("hostname", 0o644), ("hosts", 0o644), ("ma
 
 /// Descriptors of a view: the root, the namespace, the files of `/etc`, the boot id.
 const DESCRIPTORS: usize = 2 + ETC_FILES.len() + 1;
+const _: () = assert!(DESCRIPTORS <= passing::MOST, "they travel with one byte");
 
 /// The places where a container sees its identity. All of them are open, so that no path is followed later
 /// but those inside the container's root.
@@ -141,8 +138,6 @@ impl View {
 
     /// Hands the view over, with `byte`.
     pub fn send(&self, channel: &UnixStream, byte: u8) -> io::Result<()> {
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS))];
-        let mut ancillary = SendAncillaryBuffer::new(&mut space);
         let [name, hosts, machine_id] = &self.etc_files;
         let descriptors = [
             self.root.as_fd(),
@@ -152,33 +147,15 @@ impl View {
             machine_id.as_fd(),
             self.boot_id.as_fd(),
         ];
-        if !ancillary.push(SendAncillaryMessage::ScmRights(&descriptors)) {
-            return Err(io::ErrorKind::OutOfMemory.into());
-        }
-        let flags = SendFlags::NOSIGNAL;
-        sendmsg(channel, &[IoSlice::new(&[byte])], &mut ancillary, flags)?;
-        Ok(())
+        passing::send(channel, byte, &descriptors)
     }
 
     /// Takes one byte and, if it comes with one, a view. `None` is the end of the stream.
     pub fn receive(channel: &UnixStream) -> io::Result<Option<(u8, Option<Self>)>> {
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS))];
-        let mut ancillary = RecvAncillaryBuffer::new(&mut space);
         let mut byte = [0];
-        let received = recvmsg(
-            channel,
-            &mut [IoSliceMut::new(&mut byte)],
-            &mut ancillary,
-            RecvFlags::CMSG_CLOEXEC,
-        )?;
-        if received.bytes == 0 {
+        let (count, descriptors) = passing::receive(channel, &mut byte)?;
+        if count == 0 {
             return Ok(None);
-        }
-        let mut descriptors = Vec::new();
-        for message in ancillary.drain() {
-            if let RecvAncillaryMessage::ScmRights(rights) = message {
-                descriptors.extend(rights);
-            }
         }
         let view = match <[OwnedFd; DESCRIPTORS]>::try_from(descriptors) {
             Ok([root, names, name, hosts, machine_id, boot_id]) => Some(Self {

@@ -4,26 +4,29 @@
 //! told to the host in [`crate::supervisor`].
 
 mod command;
+pub mod enter;
 pub mod exec;
 mod freezer;
 mod identity;
+mod launch;
+pub mod passing;
 pub mod root;
 mod signal;
 pub mod stage;
 mod user;
 
 use std::io::{self, Read, Write};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::process::{Command, Stdio};
 
 use rustix::io::{FdFlags, fcntl_setfd};
 use rustix::pipe::{PipeFlags, pipe_with};
-use rustix::process::{Pid, Signal};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open};
 use wire::{ContainerSpec, Exit, Identity, Stream};
 
 use crate::attempt::{Attempt, SetupError, chain};
-use crate::cli::{CGROUP_ARGUMENT, ISOLATE_ARGUMENT, STAGE_ARGUMENT, StageOptions};
+use crate::cli::{STAGE_ARGUMENT, StageOptions};
 use crate::output::OutputPipe;
 use crate::poller::{Poller, Token};
 use crate::reaper;
@@ -39,7 +42,11 @@ pub struct Container {
     pid: Pid,
     /// To the stage; closed by `exec`.
     channel: UnixStream,
-    isolated: bool,
+    options: StageOptions,
+    /// What it was started with.
+    spec: ContainerSpec,
+    /// The process itself, whoever has its number; while it runs.
+    process: Option<OwnedFd>,
     /// Where an isolated container sees who its guest is; there once it is prepared.
     view: Option<View>,
     /// `None` when it has no control group of its own.
@@ -49,6 +56,14 @@ pub struct Container {
     failure: Option<String>,
     stdout: OutputPipe,
     stderr: OutputPipe,
+}
+
+/// Where a container runs, and as what.
+#[derive(Clone, Copy)]
+pub struct Place<'a> {
+    pub options: &'a StageOptions,
+    pub spec: &'a ContainerSpec,
+    pub process: BorrowedFd<'a>,
 }
 
 /// What has happened to it so far.
@@ -92,14 +107,8 @@ impl Container {
         command
             .stdout(Stdio::from(their_stdout))
             .stderr(Stdio::from(their_stderr));
-        if let Some(root) = &options.root {
-            command.arg("--root").arg(root);
-        }
-        if let Some(cgroup) = &options.cgroup {
-            command.arg(CGROUP_ARGUMENT).arg(cgroup);
-        }
+        command.args(options.arguments());
         let child = if options.isolate {
-            command.arg(ISOLATE_ARGUMENT);
             exec::spawn_in_new_pid_namespace(&mut command)
         } else {
             command.spawn()
@@ -116,7 +125,9 @@ impl Container {
             // The reaper waits for it, whichever way it ends.
             pid: Pid::from_child(&child),
             channel,
-            isolated: options.isolate,
+            options: options.clone(),
+            spec: ContainerSpec::default(),
+            process: None,
             view: None,
             freezer: options.cgroup.clone().map(Freezer::new),
             stop_signal: Signal::TERM,
@@ -147,7 +158,7 @@ impl Container {
     }
 
     pub fn is_isolated(&self) -> bool {
-        self.isolated
+        self.options.isolate
     }
 
     pub fn output(&mut self, stream: Stream) -> &mut OutputPipe {
@@ -195,6 +206,22 @@ impl Container {
         self.freezer.as_mut().map_or(Ok(()), Freezer::thaw)
     }
 
+    /// Where it is, for a command that is to run beside it. An error says why there is nothing to run beside.
+    pub fn place(&self) -> Result<Place<'_>, &'static str> {
+        if self.freezer.as_ref().is_some_and(Freezer::is_on) {
+            return Err("The container is frozen");
+        }
+        match (self.phase, &self.process) {
+            (Phase::Running, Some(process)) => Ok(Place {
+                options: &self.options,
+                spec: &self.spec,
+                process: process.as_fd(),
+            }),
+            (Phase::Ended | Phase::Failed, _) => Err("The container has ended"),
+            _ => Err("The container has not started"),
+        }
+    }
+
     /// Tells the stage what to become.
     pub fn start(&mut self, spec: &ContainerSpec, hostname: &str) -> Option<News> {
         if self.phase != Phase::Prepared {
@@ -206,6 +233,7 @@ impl Container {
             return Some(self.fail(format!("Unknown stop signal {:?}", spec.stop_signal)));
         };
         self.stop_signal = stop_signal;
+        self.spec = spec.clone();
         if let Err(error) = self.send(spec, hostname) {
             self.kill();
             return Some(self.fail(format!("Cannot tell the container's process: {error}")));
@@ -233,7 +261,7 @@ impl Container {
     pub fn on_stage(&mut self) -> Option<News> {
         if self.phase == Phase::Preparing {
             match View::receive(&self.channel) {
-                Ok(Some((stage::PREPARED, view))) if view.is_some() == self.isolated => {
+                Ok(Some((stage::PREPARED, view))) if view.is_some() == self.options.isolate => {
                     if let Some(Err(error)) = view.as_ref().map(View::share_host_name) {
                         return Some(self.fail(chain(&error)));
                     }
@@ -256,6 +284,8 @@ impl Container {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => None,
             Ok(_) | Err(_) => {
                 self.phase = Phase::Running;
+                // It cannot have been reaped: that is done by this very thread.
+                self.process = pidfd_open(self.pid, PidfdFlags::empty()).ok();
                 Some(News::Started(self.pid))
             }
         }
@@ -279,7 +309,7 @@ impl Container {
 
     /// A child of the agent ended. Orphans of the container are among them.
     pub fn on_reaped(&mut self, pid: Pid, exit: Exit) -> Option<News> {
-        if !self.isolated && self.phase == Phase::Ended {
+        if !self.options.isolate && self.phase == Phase::Ended {
             reaper::kill_children();
         }
         if pid != self.pid || self.phase == Phase::Ended {
@@ -289,13 +319,14 @@ impl Container {
             Phase::Running => Some(exit),
             // Killed by us, because it was told something impossible.
             Phase::Failed if matches!(exit, Exit::Signal(_)) => {
-                Some(Exit::Code(i32::from(stage::CANNOT_START)))
+                Some(Exit::Code(i32::from(launch::CANNOT_START)))
             }
             Phase::Failed => Some(exit),
             Phase::Preparing | Phase::Prepared | Phase::Starting | Phase::Ended => None,
         };
         self.phase = Phase::Ended;
-        if !self.isolated {
+        self.process = None;
+        if !self.options.isolate {
             // With a namespace of its own, its PID 1 took everything with it.
             let _ = rustix::process::kill_process_group(pid, Signal::KILL);
             reaper::kill_children();
@@ -309,7 +340,7 @@ impl Container {
         match self.phase {
             Phase::Running if self.freezer.as_ref().is_some_and(Freezer::is_on) => self.kill(),
             Phase::Running
-                if self.isolated && signal::is_lost_on_init(self.pid, self.stop_signal) =>
+                if self.options.isolate && signal::is_lost_on_init(self.pid, self.stop_signal) =>
             {
                 self.kill();
             }
@@ -322,7 +353,7 @@ impl Container {
     /// Ends it and everything it has started.
     pub fn kill(&mut self) {
         self.send_signal(Signal::KILL);
-        if !self.isolated && self.phase == Phase::Running {
+        if !self.options.isolate && self.phase == Phase::Running {
             let _ = rustix::process::kill_process_group(self.pid, Signal::KILL);
         }
     }
@@ -336,7 +367,7 @@ impl Container {
 }
 
 /// A pipe whose reading end does not block.
-fn output_pipe() -> Result<(OwnedFd, OwnedFd), SetupError> {
+pub fn output_pipe() -> Result<(OwnedFd, OwnedFd), SetupError> {
     let make = || -> rustix::io::Result<(OwnedFd, OwnedFd)> {
         let (reader, writer) = pipe_with(PipeFlags::CLOEXEC)?;
         rustix::io::ioctl_fionbio(&reader, true)?;
@@ -358,7 +389,13 @@ impl Container {
             phase: Phase::Prepared,
             pid,
             channel,
-            isolated: false,
+            options: StageOptions {
+                root: None,
+                isolate: false,
+                cgroup: None,
+            },
+            spec: ContainerSpec::default(),
+            process: None,
             view: None,
             freezer: None,
             stop_signal: Signal::TERM,

@@ -11,63 +11,25 @@
 //! text come first.
 
 use std::convert::Infallible;
-use std::ffi::CString;
 use std::fs;
 use std::io::Write;
 use std::os::fd::OwnedFd;
-use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
 
 use rustix::fs::Mode;
-use rustix::io::Errno;
-use rustix::process::{Gid, Resource, Rlimit, Signal, Uid};
+use rustix::process::Signal;
 use wire::{ContainerSpec, FrameError};
 
 use super::identity::View;
-use super::{command, exec, root, user};
-use crate::attempt::{Attempt, SetupError, chain};
+use super::launch::{CANNOT_START, Failure, Program, become_user, set_limits, wanted_user};
+use super::{command, root, user};
+use crate::attempt::{Attempt, SetupError};
 use crate::cli::StageOptions;
 
 /// The byte that says that everything is prepared. No exit code of a failure.
 pub const PREPARED: u8 = 0;
-/// The container could not be set up.
-pub const CANNOT_START: u8 = 125;
-/// The program exists and cannot be executed.
-pub const NOT_EXECUTABLE: u8 = 126;
-/// The program does not exist.
-pub const NOT_FOUND: u8 = 127;
-
-/// Open files: soft and hard limit, as container runtimes and systemd have them. A higher soft
-/// limit breaks programs that use `select` or close every possible descriptor; programs that need more raise
-/// it themselves.
-const OPEN_FILES: Rlimit = Rlimit {
-    current: Some(1024),
-    maximum: Some(524_288),
-};
-
-/// Why there will be no container.
-struct Failure {
-    code: u8,
-    message: String,
-}
-
-impl Failure {
-    fn set_up(error: &dyn std::error::Error) -> Self {
-        Self {
-            code: CANNOT_START,
-            message: chain(error),
-        }
-    }
-}
-
-impl From<SetupError> for Failure {
-    fn from(error: SetupError) -> Self {
-        Self::set_up(&error)
-    }
-}
-
 /// Runs the stage. Returns only when there is no container.
 pub fn run(options: &StageOptions) -> ExitCode {
     let mut channel = match rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), 3) {
@@ -81,10 +43,8 @@ pub fn run(options: &StageOptions) -> ExitCode {
         Ok(Never::AgentGone) => return ExitCode::SUCCESS,
         Err(failure) => failure,
     };
-    let mut report = vec![failure.code];
-    report.extend_from_slice(failure.message.as_bytes());
     // If the agent is gone, there is nobody to tell.
-    let _ = channel.write_all(&report);
+    let _ = channel.write_all(&failure.report());
     ExitCode::from(failure.code)
 }
 
@@ -159,18 +119,12 @@ fn launch(
         rustix::process::set_parent_process_death_signal(Some(Signal::KILL))
             .attempt(|| "ask to end with the agent".into())?;
     }
-    execute(&spec.argv, &environment)
-}
-
-/// An image that names nobody means root. An ordinary user cannot become root, and a container in
-/// process mode then runs as that user.
-fn wanted_user(user: &str) -> String {
-    let (uid, gid) = (rustix::process::getuid(), rustix::process::getgid());
-    if user.is_empty() && !uid.is_root() {
-        format!("{uid}:{gid}")
-    } else {
-        user.to_owned()
-    }
+    let program = Program::find(&spec.argv, &environment)?;
+    let null: OwnedFd = fs::File::open("/dev/null")
+        .attempt(|| "open /dev/null".into())?
+        .into();
+    rustix::stdio::dup2_stdin(null).attempt(|| "give /dev/null as standard input".into())?;
+    program.execute()
 }
 
 fn enter_working_dir(directory: &str) -> Result<(), SetupError> {
@@ -182,96 +136,4 @@ fn enter_working_dir(directory: &str) -> Result<(), SetupError> {
         .attempt(|| format!("make the working directory {directory}"))?;
     std::env::set_current_dir(directory)
         .attempt(|| format!("enter the working directory {directory}"))
-}
-
-fn set_limits() -> Result<(), SetupError> {
-    let none = Rlimit {
-        current: None,
-        maximum: None,
-    };
-    let no_dumps = Rlimit {
-        current: Some(0),
-        maximum: None,
-    };
-    // The kernel's own limit of processes follows the size of memory and is far too low for a small
-    // guest with a thread-happy program; the guest's memory is limit enough.
-    let limits = [
-        (Resource::Nofile, OPEN_FILES),
-        (Resource::Nproc, none),
-        (Resource::Core, no_dumps),
-    ];
-    for (resource, wanted) in limits {
-        match rustix::process::setrlimit(resource, wanted) {
-            // Root of a machine that withholds the capability, never of a guest: keeps its limit.
-            Ok(()) | Err(Errno::PERM) => {}
-            Err(error) => Err(error).attempt(|| format!("set the limit {resource:?}"))?,
-        }
-    }
-    Ok(())
-}
-
-/// Changes only what differs, so that an ordinary user may run a container as themselves. The stage has one
-/// thread, so the calls for a thread are those for the process.
-fn become_user(user: &user::User) -> Result<(), SetupError> {
-    let (uid, gid) = (rustix::process::getuid(), rustix::process::getgid());
-    let describe = || format!("become user {} and group {}", user.uid, user.gid);
-    if uid.is_root() {
-        let groups: Vec<Gid> = user.groups.iter().copied().map(Gid::from_raw).collect();
-        rustix::thread::set_thread_groups(&groups)
-            .attempt(|| "set the supplementary groups".into())?;
-    }
-    let new = Gid::from_raw(user.gid);
-    if uid.is_root() || new != gid {
-        rustix::thread::set_thread_res_gid(new, new, new).attempt(describe)?;
-    }
-    let new = Uid::from_raw(user.uid);
-    if new != uid {
-        rustix::thread::set_thread_res_uid(new, new, new).attempt(describe)?;
-    }
-    Ok(())
-}
-
-fn execute(argv: &[String], environment: &[(String, String)]) -> Result<Infallible, Failure> {
-    let program = argv.first().ok_or_else(|| Failure {
-        code: CANNOT_START,
-        message: "Cannot start: neither image nor pool says what to execute".into(),
-    })?;
-    let path = environment.iter().find(|(name, _)| name == "PATH");
-    let path = path.map_or("", |(_, value)| value);
-    let file = command::find_program(program, path).map_err(|error| {
-        let code = match error {
-            command::LookupError::NotExecutable(_) => NOT_EXECUTABLE,
-            command::LookupError::NotInPath(..) | command::LookupError::NoFile(_) => NOT_FOUND,
-        };
-        Failure {
-            code,
-            message: format!("Cannot execute {program:?}: {error}"),
-        }
-    })?;
-    let null: OwnedFd = fs::File::open("/dev/null")
-        .attempt(|| "open /dev/null".into())?
-        .into();
-    rustix::stdio::dup2_stdin(null).attempt(|| "give /dev/null as standard input".into())?;
-    exec::reset_signal_dispositions();
-    let text = |text: String| {
-        let what = format!("hand {text:?} to the program");
-        CString::new(text).attempt(|| what)
-    };
-    let name = CString::new(file.as_os_str().as_bytes())
-        .attempt(|| format!("write down {}", file.display()))?;
-    let argv = argv
-        .iter()
-        .cloned()
-        .map(text)
-        .collect::<Result<Vec<_>, _>>()?;
-    let environment = environment
-        .iter()
-        .map(|(name, value)| text(format!("{name}={value}")))
-        .collect::<Result<Vec<_>, _>>()?;
-    let error = exec::execute(&name, &argv, &environment);
-    let reason = command::explain_exec_error(&file, &error);
-    Err(Failure {
-        code: NOT_EXECUTABLE,
-        message: format!("Cannot execute {program:?}: {reason}"),
-    })
 }

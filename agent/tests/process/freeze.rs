@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use wire::{ContainerSpec, Exit, GuestMessage, HostMessage};
 
+use crate::exec;
 use crate::harness::{Agent, Control, DEADLINE, identity, listener, shell, wait_until};
 use crate::isolation::isolated_with;
 
@@ -91,6 +92,20 @@ fn expect_silence(control: &mut Control) {
         control.send(&HostMessage::Freeze);
         assert_eq!(control.next(), GuestMessage::Frozen);
     }
+}
+
+#[test]
+fn command_of_an_operator_is_in_the_control_group_of_its_container() {
+    let Some(cgroup) = Cgroup::make() else { return };
+    let image = tempfile::tempdir().unwrap();
+    let Some(agent) = isolated_with(image.path(), &cgroup.arguments()) else {
+        return;
+    };
+    let mut control = agent.run(shell("echo up; exec sleep 1000"));
+    assert_eq!(control.line(), "up");
+    // As the container sees it, which has it as its root.
+    let told = exec::run(&agent, exec::script("grep ^0:: /proc/self/cgroup")).out;
+    assert_eq!(told, "0::/\n");
 }
 
 #[test]

@@ -5,6 +5,7 @@
 )]
 
 mod control;
+mod exec;
 mod freeze;
 mod harness;
 mod isolation;

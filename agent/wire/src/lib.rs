@@ -3,13 +3,15 @@
 //! A guest has one control stream to its host, opened by the agent on vsock port
 //! [`port::CONTROL`]; frames on it carry [`HostMessage`] and [`GuestMessage`] as JSON. Request
 //! bytes never travel here: each forwarded connection is its own vsock stream to
-//! [`port::STREAM`], raw from the first byte, or to [`port::LOOPBACK`].
+//! [`port::STREAM`], raw from the first byte, or to [`port::LOOPBACK`]. A command of an operator is a stream to
+//! [`port::EXEC`], see [`exec`].
 //!
 //! A worker may outlive the binary that started it, so both sides must accept a peer of another
 //! version: see `VERSIONING.md`.
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
 
+pub mod exec;
 pub mod frame;
 mod hex;
 pub mod message;
@@ -33,4 +35,6 @@ pub mod port {
     /// container has accepted, the agent answers with the same two bytes, and what follows is raw. A
     /// connection that is closed without them was refused. No other address can be named.
     pub const LOOPBACK: u32 = 1026;
+    /// The agent listens here; each connection is one command of an operator, see [`crate::exec`].
+    pub const EXEC: u32 = 1027;
 }

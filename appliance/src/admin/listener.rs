@@ -80,6 +80,7 @@ async fn connection(stream: UnixStream, admin: Arc<Admin>, mut shutdown: watch::
             .timer(TokioTimer::new())
             .header_read_timeout(HEAD_TIMEOUT)
             .serve_connection(TokioIo::new(stream), service)
+            .with_upgrades()
     );
     let ended = tokio::select! {
         ended = serving.as_mut() => ended,

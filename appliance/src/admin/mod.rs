@@ -6,6 +6,7 @@
 mod changes;
 mod goldens;
 mod images;
+mod inside;
 mod listener;
 mod pools;
 mod properties;
@@ -28,6 +29,7 @@ use serde_json::{Value, json};
 pub use changes::Changes;
 pub use goldens::{GoldenService, GoldenSummary};
 pub use images::{ImageService, ImageSummary, ImportOrder};
+pub use inside::EXEC_PROTOCOL;
 pub use listener::{bind, serve};
 pub use properties::Rules;
 
@@ -93,6 +95,9 @@ impl Admin {
     pub async fn handle(&self, request: Request<Incoming>) -> Response<AnswerBody> {
         let mut log = RequestLog::new(request.method().clone(), request.version());
         let trace = log.trace.clone();
+        if let Some(place) = inside::Place::of(request.uri().path()) {
+            return self.look_inside(request, &place, log).await;
+        }
         match self.answer(request).await {
             Ok(reply) => {
                 log.status = reply.status;

@@ -21,7 +21,7 @@ const SESSIONS: &str = "sessions";
 
 /// What a path is about.
 #[derive(Debug, PartialEq, Eq)]
-enum Scope {
+pub(super) enum Scope {
     Subscription(String),
     Group(String, String),
     Pool(Address),
@@ -234,7 +234,7 @@ fn closing(message: impl Into<String>) -> Refusal {
 }
 
 /// `/subscriptions/{s}[/resourceGroups/{rg}]/providers/Microsoft.App/sessionPools[/{name}[/sessions[/{identifier}]]]`.
-fn scope(path: &str) -> Result<Scope, Refusal> {
+pub(super) fn scope(path: &str) -> Result<Scope, Refusal> {
     let segments: Vec<&str> = path.split('/').skip(1).collect();
     let is = |segment: &str, word: &str| segment.eq_ignore_ascii_case(word);
     let value = |segment: &str| {
@@ -284,7 +284,7 @@ fn scope(path: &str) -> Result<Scope, Refusal> {
 }
 
 /// `YYYY-MM-DD` with an optional `-preview`; any of them will do, and none at all.
-fn check_version(version: Option<&str>) -> Result<(), Refusal> {
+pub(super) fn check_version(version: Option<&str>) -> Result<(), Refusal> {
     let Some(version) = version else {
         return Ok(());
     };

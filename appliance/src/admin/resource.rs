@@ -51,7 +51,8 @@ pub fn id(pool: &PoolRecord) -> String {
 fn session_counts(status: &PoolStatus) -> Value {
     let revisions = || std::iter::once(&status.active).chain(&status.desired);
     let sum = |count: fn(&Counts) -> u32| -> u32 {
-        revisions().map(|revision| count(&revision.counts)).sum()
+        let current: u32 = revisions().map(|revision| count(&revision.counts)).sum();
+        current + count(&status.earlier)
     };
     json!({
         "ready": sum(|counts| counts.ready),

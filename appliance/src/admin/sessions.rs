@@ -37,31 +37,37 @@ impl Admin {
     ) -> Result<Reply, Refusal> {
         let method = allow(request, &[Method::GET, Method::DELETE])?;
         let driver = self.driver(address)?;
-        let found: Identifier = identifier.parse().map_err(|error| {
-            Refusal::new(Code::SessionRequestValidationFailed, format!("{error}"))
-                .target("identifier")
-        })?;
+        let found = checked(identifier)?;
         let view = match *method {
             Method::DELETE => driver.stop(found).await,
             _ => driver.session(found).await,
         };
-        let view = view.ok_or_else(|| {
-            let message = format!(
-                "There is no session {identifier:?} in session pool {:?}",
-                address.name
-            );
-            Refusal::new(Code::SessionWithIdentifierNotFound, message).target("identifier")
-        })?;
+        let view = view.ok_or_else(|| no_such_session(address, identifier))?;
         Ok(Reply::ok(session_json(view)))
     }
 
-    fn driver(&self, address: &Address) -> Result<PoolHandle, Refusal> {
+    pub(super) fn driver(&self, address: &Address) -> Result<PoolHandle, Refusal> {
         let pool = self.find_pool(address, false)?;
         let found = self.pools.get(&pool.name);
         found
             .map(|(_, driver)| driver)
             .ok_or_else(|| no_such_pool(address))
     }
+}
+
+/// The identifier that a path names.
+pub(super) fn checked(identifier: &str) -> Result<Identifier, Refusal> {
+    identifier.parse().map_err(|error| {
+        Refusal::new(Code::SessionRequestValidationFailed, format!("{error}")).target("identifier")
+    })
+}
+
+pub(super) fn no_such_session(address: &Address, identifier: &str) -> Refusal {
+    let message = format!(
+        "There is no session {identifier:?} in session pool {:?}",
+        address.name
+    );
+    Refusal::new(Code::SessionWithIdentifierNotFound, message).target("identifier")
 }
 
 /// The fields of `SessionView`, and what an operator asks next.

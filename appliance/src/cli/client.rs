@@ -7,16 +7,18 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
-use http::{Method, Request, StatusCode};
+use http::{Method, Request, Response, StatusCode};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt as _, Full};
-use hyper::body::Frame;
+use hyper::body::{Frame, Incoming};
+use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::Value;
 use tokio::net::UnixStream;
 use tokio::sync::mpsc;
 
+use super::args::SessionTarget;
 use crate::config::Paths;
 use crate::exit::{Exit, Failure};
 
@@ -52,6 +54,18 @@ pub fn session_path(group: &str, pool: &str, identifier: Option<&str>) -> String
     }
 }
 
+/// The path of a call about the inside of a session, with further parameters.
+pub fn inside_path(target: &SessionTarget, call: &str, parameters: &[(&str, String)]) -> String {
+    let identifier = String::from(target.identifier.clone());
+    let session = session_path(&target.resource_group, &target.name, Some(&identifier));
+    let (session, version) = session.split_once('?').unwrap_or((&session, ""));
+    let more: String = parameters
+        .iter()
+        .map(|(name, value)| format!("&{name}={}", escape(value)))
+        .collect();
+    format!("{session}/{call}?{version}{more}")
+}
+
 /// Percent-encodes everything but the unreserved characters of RFC 3986 §2.3.
 pub fn escape(text: &str) -> String {
     text.bytes()
@@ -74,12 +88,79 @@ pub enum Payload {
 
 /// One request to the appliance below `root`. An answer without a body is `null`.
 pub fn call(root: &Path, method: Method, path: &str, payload: Payload) -> Result<Value, Failure> {
+    with_socket(root, async |socket| {
+        exchange(socket, method, path, payload).await
+    })
+}
+
+/// Runs `work` with an appliance's socket, on this thread.
+pub fn with_socket<T>(
+    root: &Path,
+    work: impl AsyncFnOnce(&Path) -> Result<T, Failure>,
+) -> Result<T, Failure> {
     let paths = Paths::under(root).map_err(|error| Failure::of(Exit::Usage, &error))?;
-    tokio::runtime::Builder::new_current_thread()
+    let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
-        .map_err(|error| Failure::of(Exit::Failed, &error))?
-        .block_on(exchange(&paths.admin_socket, method, path, payload))
+        .map_err(|error| Failure::of(Exit::Failed, &error))?;
+    runtime.block_on(work(&paths.admin_socket))
+}
+
+/// A call whose answer comes bit by bit.
+pub async fn stream(socket: &Path, path: &str) -> Result<Incoming, Failure> {
+    let request = request(Method::GET, path, Payload::Nothing)?;
+    let response = send(socket, request).await?;
+    if response.status().is_success() {
+        return Ok(response.into_body());
+    }
+    Err(refused(response).await)
+}
+
+/// A call that changes the protocol of its connection.
+pub async fn upgrade(
+    socket: &Path,
+    path: &str,
+    protocol: &'static str,
+) -> Result<TokioIo<Upgraded>, Failure> {
+    let mut request = request(Method::POST, path, Payload::Nothing)?;
+    let headers = request.headers_mut();
+    let value = http::HeaderValue::from_static;
+    headers.insert(http::header::CONNECTION, value("upgrade"));
+    headers.insert(http::header::UPGRADE, value(protocol));
+    let response = send(socket, request).await?;
+    if response.status() != StatusCode::SWITCHING_PROTOCOLS {
+        return Err(refused(response).await);
+    }
+    let upgraded = hyper::upgrade::on(response).await.map_err(broken)?;
+    Ok(TokioIo::new(upgraded))
+}
+
+async fn refused(response: Response<Incoming>) -> Failure {
+    let status = response.status();
+    match response.into_body().collect().await {
+        Ok(body) => Failure::new(Exit::Failed, refusal(status, &body.to_bytes())),
+        Err(error) => broken(error),
+    }
+}
+
+pub fn broken(error: hyper::Error) -> Failure {
+    Failure::new(
+        Exit::Unavailable,
+        format!("The appliance broke off: {}", crate::exit::chain(&error)),
+    )
+}
+
+/// Sends a request on a connection of its own, and waits for the head of the answer.
+async fn send(socket: &Path, request: Request<Body>) -> Result<Response<Incoming>, Failure> {
+    let stream = UnixStream::connect(socket)
+        .await
+        .map_err(|error| unreachable(socket, &error))?;
+    let io = TokioIo::new(stream);
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(io)
+        .await
+        .map_err(broken)?;
+    tokio::spawn(connection.with_upgrades());
+    sender.send_request(request).await.map_err(broken)
 }
 
 async fn exchange(
@@ -88,22 +169,7 @@ async fn exchange(
     path: &str,
     payload: Payload,
 ) -> Result<Value, Failure> {
-    let stream = UnixStream::connect(socket)
-        .await
-        .map_err(|error| unreachable(socket, &error))?;
-    let broken = |error: hyper::Error| {
-        Failure::new(
-            Exit::Unavailable,
-            format!("The appliance broke off: {}", crate::exit::chain(&error)),
-        )
-    };
-    let io = TokioIo::new(stream);
-    let (mut sender, connection) = hyper::client::conn::http1::handshake(io)
-        .await
-        .map_err(broken)?;
-    tokio::spawn(connection);
-    let request = request(method, path, payload)?;
-    let response = sender.send_request(request).await.map_err(broken)?;
+    let response = send(socket, request(method, path, payload)?).await?;
     let status = response.status();
     let body = response
         .into_body()
@@ -246,6 +312,7 @@ fn refusal(status: StatusCode, body: &[u8]) -> String {
 
 #[cfg(test)]
 mod tests {
+    use super::super::args::Connection;
     use super::*;
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     use tokio::net::UnixListener;
@@ -346,5 +413,14 @@ mod tests {
             "{path}"
         );
         assert!(session_path("rg", "p", None).contains("/p/sessions?api-version="));
+        let target = SessionTarget {
+            name: "p".into(),
+            identifier: "a/b?".parse().unwrap(),
+            resource_group: "rg".into(),
+            connection: Connection { root: "/".into() },
+        };
+        let path = inside_path(&target, "logs", &[("tail", "1&2".into())]);
+        assert!(path.contains("/p/sessions/a%2Fb%3F/logs?api-version="));
+        assert!(path.ends_with("&tail=1%262"), "{path}");
     }
 }

@@ -6,19 +6,23 @@
 mod args;
 mod bench;
 mod client;
+mod exec;
 mod golden;
 mod greedy;
 mod image;
+mod logs;
 mod output;
 mod probes;
 mod session;
 mod sessionpool;
 mod source;
 mod store;
+mod terminal;
 mod token;
 mod values;
 
 use std::io::Write as _;
+use std::process::ExitCode;
 
 use clap::{CommandFactory as _, Parser as _};
 
@@ -32,24 +36,28 @@ use args::{
 };
 
 /// Runs the command that the process was started with.
-pub fn run() -> Exit {
+pub fn run() -> ExitCode {
     parse_and_run().unwrap_or_else(|Failure { exit, line }| {
-        // stderr may be closed; there is no better place to say it.
-        let _ = writeln!(std::io::stderr(), "cabana: {line}");
-        exit
+        complain(&line);
+        exit.into()
     })
 }
 
-fn parse_and_run() -> Result<Exit, Failure> {
+fn complain(line: &str) {
+    // stderr may be closed; there is no better place to say it.
+    let _ = writeln!(std::io::stderr(), "cabana: {line}");
+}
+
+fn parse_and_run() -> Result<ExitCode, Failure> {
     let arguments = greedy::expand(std::env::args_os().collect());
     match Cli::try_parse_from(&arguments) {
         Ok(cli) => dispatch(cli),
-        Err(error) => refuse(&error, &arguments),
+        Err(error) => refuse(&error, &arguments).map(ExitCode::from),
     }
 }
 
-fn dispatch(cli: Cli) -> Result<Exit, Failure> {
-    match cli.command {
+fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
+    let ended = match cli.command {
         Command::Serve(serve) => {
             let overrides = Overrides {
                 listen: serve.listen,
@@ -76,8 +84,10 @@ fn dispatch(cli: Cli) -> Result<Exit, Failure> {
             SessionPoolCommand::Delete(target) => sessionpool::delete(&target),
         },
         Command::Session(SessionCommand::List(target)) => session::list(&target),
-        Command::Session(SessionCommand::Show(target)) => session::show(&target),
-        Command::Session(SessionCommand::Stop(target)) => session::stop(&target),
+        Command::Session(SessionCommand::Show(show)) => session::show(&show),
+        Command::Session(SessionCommand::Stop(stop)) => session::stop(&stop),
+        Command::Session(SessionCommand::Exec(command)) => return exec::exec(&command),
+        Command::Session(SessionCommand::Logs(logs)) => logs::logs(&logs),
         Command::Store(StoreCommand::Export(export)) => store::export(&export),
         Command::Store(StoreCommand::Import(import)) => store::import(&import),
         Command::Image(ImageCommand::Import(import)) => image::import(&import),
@@ -87,7 +97,8 @@ fn dispatch(cli: Cli) -> Result<Exit, Failure> {
         Command::Token(TokenCommand::Create(create)) => token::create(&create),
         Command::Appliance => appliance::run(),
         Command::ImageWorker => worker::image::run(),
-    }
+    };
+    ended.map(ExitCode::from)
 }
 
 fn run_warden(config: config::Checked, task: Task) -> Result<Exit, Failure> {
@@ -252,6 +263,11 @@ mod tests {
                 vec!["session", "stop", "--name", "p", "--identifier", "abc"],
                 "4 to 128 characters",
             ),
+            (
+                vec!["session", "exec", "--name", "p", "--identifier", "user"],
+                "COMMAND",
+            ),
+            (vec!["session", "logs", "--name", "p"], "--identifier"),
             (vec!["store"], "A command is needed"),
             (vec!["store", "import"], "FILE"),
             (

@@ -3,12 +3,11 @@
 use http::Method;
 use serde_json::{Value, json};
 
-use super::args::{PoolTarget, SessionTarget};
+use super::args::{OneSession, PoolTarget, SessionTarget};
 use super::client::{Payload, call, session_path};
 use super::output::{print, table};
 use super::sessionpool::cell;
 use crate::exit::{Exit, Failure};
-use crate::pool::Identifier;
 
 const COLUMNS: [(&str, &str); 7] = [
     ("IDENTIFIER", "identifier"),
@@ -32,34 +31,30 @@ pub fn list(target: &PoolTarget) -> Result<Exit, Failure> {
     Ok(Exit::Ok)
 }
 
-pub fn show(target: &SessionTarget) -> Result<Exit, Failure> {
-    let session = on_session(target, Method::GET)?;
-    print(target.json, &session, details)?;
+pub fn show(show: &OneSession) -> Result<Exit, Failure> {
+    let session = on_session(&show.target, Method::GET)?;
+    print(show.json, &session, details)?;
     Ok(Exit::Ok)
 }
 
-pub fn stop(target: &SessionTarget) -> Result<Exit, Failure> {
-    let session = on_session(target, Method::DELETE)?;
+pub fn stop(stop: &OneSession) -> Result<Exit, Failure> {
+    let session = on_session(&stop.target, Method::DELETE)?;
     let answer = json!({
         "identifier": session["identifier"], "session": session["session"], "stopped": true,
     });
-    print(target.json, &answer, |answer| {
+    print(stop.json, &answer, |answer| {
         // As the cloud service says it.
         let identifier = cell(&answer["identifier"]);
-        let pool = &target.name;
+        let pool = &stop.target.name;
         format!("Session {identifier} in session pool {pool} stopped.\n")
     })?;
     Ok(Exit::Ok)
 }
 
 fn on_session(target: &SessionTarget, method: Method) -> Result<Value, Failure> {
-    let identifier = identifier(&target.identifier);
+    let identifier = String::from(target.identifier.clone());
     let path = session_path(&target.resource_group, &target.name, Some(&identifier));
     call(&target.connection.root, method, &path, Payload::Nothing)
-}
-
-fn identifier(identifier: &Identifier) -> String {
-    String::from(identifier.clone())
 }
 
 fn listed(sessions: &[Value]) -> String {

@@ -10,6 +10,7 @@ use http::{Method, Response, StatusCode, Version};
 use http_body_util::Full;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use hyper::client::conn::http1::SendRequest;
+use tokio::sync::mpsc;
 use uuid::Uuid;
 
 use super::refusal::{Code, Refusal};
@@ -90,7 +91,12 @@ pub struct AnswerBody {
 
 enum Source {
     Own(Full<Bytes>),
-    Container { body: Incoming, hold: Option<Hold> },
+    /// Whatever is sent, until the sender is gone.
+    Lines(mpsc::Receiver<Bytes>),
+    Container {
+        body: Incoming,
+        hold: Option<Hold>,
+    },
 }
 
 /// What an answer of a container holds until it has been read to its end.
@@ -106,6 +112,14 @@ impl AnswerBody {
         Self {
             source: Source::Own(Full::new(bytes)),
             log,
+        }
+    }
+
+    /// A body that goes on as long as somebody sends. The sender learns when nobody reads any more.
+    pub fn lines(lines: mpsc::Receiver<Bytes>, log: RequestLog) -> Self {
+        Self {
+            source: Source::Lines(lines),
+            log: Some(log),
         }
     }
 
@@ -154,6 +168,9 @@ impl Body for AnswerBody {
             Source::Own(body) => Pin::new(body)
                 .poll_frame(context)
                 .map_err(|never| match never {}),
+            Source::Lines(lines) => lines
+                .poll_recv(context)
+                .map(|line| line.map(|line| Ok(Frame::data(line)))),
             Source::Container { body, .. } => Pin::new(body).poll_frame(context),
         };
         if let Poll::Ready(ready) = &frame {
@@ -183,6 +200,7 @@ impl Body for AnswerBody {
     fn is_end_stream(&self) -> bool {
         match &self.source {
             Source::Own(body) => body.is_end_stream(),
+            Source::Lines(_) => false,
             Source::Container { body, .. } => body.is_end_stream(),
         }
     }
@@ -190,6 +208,7 @@ impl Body for AnswerBody {
     fn size_hint(&self) -> SizeHint {
         match &self.source {
             Source::Own(body) => body.size_hint(),
+            Source::Lines(_) => SizeHint::new(),
             Source::Container { body, .. } => body.size_hint(),
         }
     }

@@ -22,6 +22,7 @@ mod headers;
 mod management;
 mod route;
 
+pub use headers::upgrade_wanted;
 pub use route::percent_decode;
 
 #[cfg(test)]

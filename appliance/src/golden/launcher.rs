@@ -18,7 +18,7 @@ use crate::pool::launcher::{
     StartFailureCause, StartOrder,
 };
 use crate::store::PoolRecord;
-use crate::worker::{LaunchRequest, Purpose, Source, Urgency, WorkerEvent};
+use crate::worker::{LaunchRequest, Log, Purpose, Source, Urgency, WorkerEvent};
 
 /// Events between a worker and the attendant of its slot.
 const EVENTS: usize = 16;
@@ -194,12 +194,20 @@ impl Guest for MachineGuest {
         self.0.connect_to(port)
     }
 
+    fn connect_exec(&self) -> BoxFuture<'_, io::Result<UnixStream>> {
+        self.0.connect_exec()
+    }
+
     fn stop_within(&self, grace: Duration) -> BoxFuture<'_, ()> {
         self.0.stop(grace)
     }
 
     fn console_tail(&self) -> Vec<String> {
         self.0.console_tail()
+    }
+
+    fn log(&self) -> Arc<Log> {
+        self.0.log()
     }
 }
 

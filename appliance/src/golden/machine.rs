@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::UnixStream;
@@ -10,7 +11,7 @@ use uuid::Uuid;
 
 use crate::exit::chain;
 use crate::pool::launcher::BoxFuture;
-use crate::worker::{ConnectError, LaunchRequest, SaveFiles, Worker, WorkerEvent, WorkerHost};
+use crate::worker::{ConnectError, LaunchRequest, Log, SaveFiles, Worker, WorkerEvent, WorkerHost};
 
 /// Starts guests.
 pub trait Machines: Send + Sync + 'static {
@@ -33,6 +34,9 @@ pub trait Machine: Send + Sync + 'static {
     /// A new stream to any port of the container, which has accepted it.
     fn connect_to(&self, port: u16) -> BoxFuture<'_, io::Result<UnixStream>>;
 
+    /// A stream for one command of an operator.
+    fn connect_exec(&self) -> BoxFuture<'_, io::Result<UnixStream>>;
+
     /// Lets the container be frozen as soon as it is ready, so that the guest is held.
     fn freeze_when_ready(&self) -> BoxFuture<'_, ()>;
 
@@ -51,6 +55,8 @@ pub trait Machine: Send + Sync + 'static {
     fn kill(&self) -> BoxFuture<'_, ()>;
 
     fn console_tail(&self) -> Vec<String>;
+
+    fn log(&self) -> Arc<Log>;
 }
 
 /// Why a worker did not do what it was told.
@@ -99,6 +105,10 @@ impl Machine for Worker {
         Box::pin(async move { Worker::connect_to(self, port).await.map_err(refused) })
     }
 
+    fn connect_exec(&self) -> BoxFuture<'_, io::Result<UnixStream>> {
+        Box::pin(async { Worker::connect_exec(self).await.map_err(refused) })
+    }
+
     fn freeze_when_ready(&self) -> BoxFuture<'_, ()> {
         Box::pin(Worker::freeze_when_ready(self))
     }
@@ -136,6 +146,10 @@ impl Machine for Worker {
 
     fn console_tail(&self) -> Vec<String> {
         Worker::console_tail(self)
+    }
+
+    fn log(&self) -> Arc<Log> {
+        Worker::log(self)
     }
 }
 

@@ -21,7 +21,7 @@ use crate::pool::container::{self, ImageDefaults};
 use crate::pool::launcher::BoxFuture;
 use crate::store::PoolRecord;
 use crate::worker::spec::ForkPoint;
-use crate::worker::{LaunchRequest, Purpose, SaveFiles, Source, WorkerEvent, WorkingSet};
+use crate::worker::{LaunchRequest, Log, Purpose, SaveFiles, Source, WorkerEvent, WorkingSet};
 
 /// What becomes of a machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -312,6 +312,10 @@ impl Machine for FakeMachine {
         Box::pin(async {})
     }
 
+    fn connect_exec(&self) -> BoxFuture<'_, io::Result<UnixStream>> {
+        self.connect()
+    }
+
     fn pause(&self) -> BoxFuture<'_, Result<(), MachineError>> {
         self.answer(Fate::NotPaused, "does not pause")
     }
@@ -346,6 +350,10 @@ impl Machine for FakeMachine {
             Fate::Exits => vec!["no database".into()],
             _ => vec![],
         }
+    }
+
+    fn log(&self) -> Arc<Log> {
+        Arc::default()
     }
 }
 

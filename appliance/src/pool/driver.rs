@@ -13,9 +13,11 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 use uuid::Uuid;
 
+use super::Identifier;
 use super::action::{Action, Denied, EndReason, Life, Limits};
 use super::attendant::{Attendant, Order, Report};
 use super::budget::Budget;
+use super::clock::Clock;
 use super::handle::{Hold, Lease, Message};
 use super::launcher::{Launcher, StartFailure, StartOrder, Urgency};
 use super::names::FingerprintKey;
@@ -23,12 +25,8 @@ use super::session::{Moment, Ticket};
 use super::slot::SlotId;
 use super::table::Table;
 use super::upstream::Upstream;
-use super::view::{PoolStatus, RevisionStatus, SessionView};
-use super::{Identifier, unix_millis};
+use super::view::{PoolStatus, RevisionStatus, SessionState, SessionView};
 use crate::store::{Lifecycle, PoolRecord, Records};
-
-/// The clock of the host was set when it is off by more than this.
-const CLOCK_SET_MS: u64 = 500;
 
 /// What a pool's driver works with.
 #[derive(Clone)]
@@ -156,6 +154,23 @@ impl Driver {
                 let caller = Caller { identifier, answer };
                 self.callers.insert(ticket, caller);
                 return actions;
+            }
+            // A claim of a session that serves is answered at once and starts nothing.
+            Message::Visit {
+                ticket,
+                identifier,
+                answer,
+            } if self.serving(&identifier).is_some() => {
+                return self.on_message(Message::Claim {
+                    ticket,
+                    identifier,
+                    answer,
+                });
+            }
+            Message::Visit { .. } => {}
+            Message::Guest { identifier, answer } => {
+                let upstream = self.serving(&identifier);
+                let _ = answer.send(upstream.map(|upstream| upstream.guest()));
             }
             Message::Abandoned(ticket) => {
                 if let Some(caller) = self.callers.remove(&ticket) {
@@ -365,6 +380,14 @@ impl Driver {
         })
     }
 
+    /// Where the session of this identifier is reached, if it answers requests now.
+    fn serving(&self, identifier: &Identifier) -> Option<&Arc<Upstream>> {
+        let look = self.table.look(identifier, self.clock.now())?;
+        let live = self.slots.get(&look.slot)?;
+        let (_, upstream) = live.guest.as_ref()?;
+        (look.state == SessionState::Active).then_some(upstream)
+    }
+
     fn view(&self, identifier: &Identifier, now: Moment) -> Option<SessionView> {
         let look = self.table.look(identifier, now)?;
         let live = self.slots.get(&look.slot)?;
@@ -392,6 +415,7 @@ impl Driver {
         PoolStatus {
             active: of(&self.active),
             desired: self.desired.as_ref().map(of),
+            earlier: self.table.counts_of_earlier(),
         }
     }
 
@@ -436,36 +460,6 @@ impl Driver {
             reason = %failure.cause,
             "slot failed before anybody had it"
         );
-    }
-}
-
-/// The pool's time, and what it is on the wall.
-struct Clock {
-    began: Instant,
-    /// Kept as it was at the beginning, so that a moment has one name, until the host's clock is set.
-    began_ms: std::cell::Cell<u64>,
-}
-
-impl Clock {
-    fn start() -> Self {
-        Self {
-            began: Instant::now(),
-            began_ms: std::cell::Cell::new(unix_millis()),
-        }
-    }
-
-    fn now(&self) -> Moment {
-        self.began.elapsed()
-    }
-
-    fn wall(&self, moment: Moment) -> u64 {
-        let millis = |moment: Moment| u64::try_from(moment.as_millis()).unwrap_or(u64::MAX);
-        let now_ms = unix_millis();
-        let began_ms = now_ms.saturating_sub(millis(self.now()));
-        if began_ms.abs_diff(self.began_ms.get()) > CLOCK_SET_MS {
-            self.began_ms.set(began_ms);
-        }
-        self.began_ms.get().saturating_add(millis(moment))
     }
 }
 

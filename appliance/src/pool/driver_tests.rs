@@ -644,3 +644,53 @@ async fn slot_that_nobody_waits_for_may_wait_long_for_its_turn_and_a_caller_may_
     // The refill, the claim's own that came too late, and nothing else.
     assert_eq!(launcher.orders().len(), 2);
 }
+
+#[tokio::test(start_paused = true)]
+async fn visit_begins_no_session_and_holds_one_that_serves_and_a_look_does_not() {
+    let launcher = FakeLauncher::mute();
+    let pool = start_pool(&launcher, &stocked(10, 0));
+    assert!(pool.visit(id("user-1")).await.is_none());
+    assert!(pool.guest(id("user-1")).await.is_none());
+    assert_eq!(launcher.launched(), 0);
+    let first = lease(&pool, "user-1").await.session;
+    let visit = pool.visit(id("user-1")).await.unwrap();
+    assert_eq!(visit.session, first);
+    tokio::time::sleep(Duration::from_secs(4000)).await;
+    assert_eq!(launcher.alive(), 1, "somebody is at work in it");
+    assert!(pool.guest(id("user-1")).await.is_some());
+    drop(visit);
+    // Looking again and again does not keep it.
+    for _ in 0..40 {
+        pool.guest(id("user-1")).await;
+        tokio::time::sleep(Duration::from_secs(100)).await;
+    }
+    launcher.wait_alive(0).await;
+    assert!(pool.guest(id("user-1")).await.is_none());
+}
+
+#[tokio::test(start_paused = true)]
+async fn session_that_starts_or_ends_is_not_visited() {
+    let launcher = FakeLauncher::mute();
+    shut(&launcher);
+    let pool = start_pool(&launcher, &stocked(10, 0));
+    let claim = tokio::spawn({
+        let pool = pool.clone();
+        async move { lease(&pool, "user-1").await }
+    });
+    launcher.wait_alive(1).await;
+    assert!(pool.visit(id("user-1")).await.is_none());
+    assert!(pool.guest(id("user-1")).await.is_none());
+    launcher.gate.add_permits(1);
+    let _lease = claim.await.unwrap();
+    assert!(pool.visit(id("user-1")).await.is_some());
+    launcher.hold_stops();
+    let stop = tokio::spawn({
+        let pool = pool.clone();
+        async move { pool.stop(id("user-1")).await }
+    });
+    launcher.wait_stopping().await;
+    assert!(pool.visit(id("user-1")).await.is_none());
+    assert!(pool.guest(id("user-1")).await.is_none());
+    launcher.release_stops();
+    assert!(stop.await.unwrap().is_some());
+}

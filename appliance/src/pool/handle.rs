@@ -9,6 +9,7 @@ use uuid::Uuid;
 use super::Identifier;
 use super::action::Denied;
 use super::driver::{Driver, Tools};
+use super::launcher::Guest;
 use super::session::Ticket;
 use super::slot::SlotId;
 use super::upstream::Upstream;
@@ -51,6 +52,16 @@ pub(super) enum Message {
         identifier: Identifier,
         answer: oneshot::Sender<Result<Lease, Denied>>,
     },
+    /// The claim of somebody who may not begin a session. Dropped unanswered when there is none.
+    Visit {
+        ticket: Ticket,
+        identifier: Identifier,
+        answer: oneshot::Sender<Result<Lease, Denied>>,
+    },
+    Guest {
+        identifier: Identifier,
+        answer: oneshot::Sender<Option<Arc<dyn Guest>>>,
+    },
     /// The caller does not wait any more.
     Abandoned(Ticket),
     Released(SlotId),
@@ -87,7 +98,7 @@ impl PoolHandle {
     /// The session of this identifier; a new one if there is none. Waits until it answers. Dropping
     /// this future gives up the place in the queue; a session that is there already stays.
     pub async fn claim(&self, identifier: Identifier) -> Result<Lease, Denied> {
-        let ticket = Ticket(self.tickets.fetch_add(1, Ordering::Relaxed));
+        let ticket = self.ticket();
         let (answer, answered) = oneshot::channel();
         let claim = Message::Claim {
             ticket,
@@ -102,6 +113,24 @@ impl PoolHandle {
         let answer = answered.await;
         waiting.ticket = None;
         answer.unwrap_or(Err(Denied::Closing))
+    }
+
+    /// The session of this identifier if it serves already, for somebody who may not begin one. As with every lease
+    /// it does not become idle meanwhile: an operator at work in it uses it.
+    pub async fn visit(&self, identifier: Identifier) -> Option<Lease> {
+        let ticket = self.ticket();
+        let ask = |answer| Message::Visit {
+            ticket,
+            identifier,
+            answer,
+        };
+        self.ask(ask).await?.ok()
+    }
+
+    /// The guest of the session of this identifier if it serves, without using the session: its idle clock runs on.
+    pub async fn guest(&self, identifier: Identifier) -> Option<Arc<dyn Guest>> {
+        let ask = |answer| Message::Guest { identifier, answer };
+        self.ask(ask).await.flatten()
     }
 
     /// The session of this identifier, unless it is not there or still waits for a slot.
@@ -137,6 +166,7 @@ impl PoolHandle {
             PoolStatus {
                 active,
                 desired: None,
+                earlier: Counts::default(),
             }
         })
     }
@@ -155,6 +185,10 @@ impl PoolHandle {
     /// Ends every session and the driver. Returns when nothing is left.
     pub async fn close(&self) {
         self.ask(Message::Close).await;
+    }
+
+    fn ticket(&self) -> Ticket {
+        Ticket(self.tickets.fetch_add(1, Ordering::Relaxed))
     }
 
     async fn ask<T>(&self, message: impl FnOnce(oneshot::Sender<T>) -> Message) -> Option<T> {

@@ -49,11 +49,6 @@ impl Table {
 
     /// The slots of the active revision, or of the desired one. Looks at every slot.
     pub fn counts(&self, revision: Uuid) -> Counts {
-        let number = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
-        let of = |state| {
-            let here = |place: &&Place| place.revision == revision && place.state == state;
-            number(self.slots.values().filter(here).count())
-        };
         let desired = self.desired.as_ref();
         let desired = desired.filter(|desired| desired.revision == revision);
         let expected = match desired {
@@ -62,11 +57,36 @@ impl Table {
         };
         Counts {
             expected: number(expected),
+            failed: desired.unwrap_or(&self.active).pace.failed(),
+            ..self.slots_that(|place| place.revision == revision)
+        }
+    }
+
+    /// The slots of revisions that were active before.
+    pub fn counts_of_earlier(&self) -> Counts {
+        let is_current = |revision| {
+            let desired = self.desired.as_ref();
+            self.active.revision == revision || desired.is_some_and(|it| it.revision == revision)
+        };
+        self.slots_that(|place| !is_current(place.revision))
+    }
+
+    /// Those that are meant, by their state.
+    fn slots_that(&self, are_meant: impl Fn(&Place) -> bool) -> Counts {
+        let of = |state| {
+            let slots = self.slots.values();
+            number(
+                slots
+                    .filter(|it| it.state == state && are_meant(it))
+                    .count(),
+            )
+        };
+        Counts {
             ready: of(Slot::Ready),
             pending: of(Slot::Warming),
             allocated: of(Slot::Leased),
             draining: of(Slot::Draining),
-            failed: desired.unwrap_or(&self.active).pace.failed(),
+            ..Counts::default()
         }
     }
 
@@ -79,4 +99,8 @@ impl Table {
             .find(|it| it.revision == revision);
         stock?.last_failure.as_deref()
     }
+}
+
+fn number(count: usize) -> u32 {
+    u32::try_from(count).unwrap_or(u32::MAX)
 }

@@ -16,6 +16,7 @@ use uuid::Uuid;
 
 use super::probe::Unhealthy;
 use crate::store::PoolRecord;
+use crate::worker::Log;
 pub use crate::worker::Urgency;
 
 /// Most console lines that a failure is told with.
@@ -61,11 +62,17 @@ pub trait Guest: Send + Sync + 'static {
     /// [`Guest::connect`], the container has accepted it.
     fn connect_to(&self, port: u16) -> BoxFuture<'_, io::Result<UnixStream>>;
 
+    /// A stream for one command of an operator, see [`wire::exec`].
+    fn connect_exec(&self) -> BoxFuture<'_, io::Result<UnixStream>>;
+
     /// Ends it: orderly within `grace`, then by force. Resolves when nothing of it is left.
     fn stop_within(&self, grace: Duration) -> BoxFuture<'_, ()>;
 
     /// The last lines that it printed.
     fn console_tail(&self) -> Vec<String>;
+
+    /// What its container has printed and will print.
+    fn log(&self) -> Arc<Log>;
 }
 
 /// What a guest reports.

@@ -18,6 +18,7 @@ pub mod view;
 
 mod action;
 mod attendant;
+mod clock;
 mod driver;
 mod handle;
 mod inspect;

@@ -2,10 +2,12 @@
 
 use std::collections::HashMap;
 use std::io;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixStream;
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
@@ -18,6 +20,7 @@ use super::launcher::{
 };
 use super::{FingerprintKey, PoolChangeError, Pools, Put, Tools};
 use crate::store::{MemoryStore, PoolRecord, Records};
+use crate::worker::Log;
 
 /// More than any test takes.
 const UNLIMITED: Size = Size {
@@ -59,6 +62,7 @@ pub struct FakeLauncher {
     preparing: Mutex<Preparing>,
     told: Mutex<Vec<Vec<String>>>,
     records: Records,
+    agent: Mutex<Option<PathBuf>>,
 }
 
 /// How pools are prepared.
@@ -88,6 +92,9 @@ pub struct FakeGuest {
     console: Vec<String>,
     /// Those that were named.
     ports: Mutex<Vec<u16>>,
+    log: Arc<Log>,
+    /// The socket of an agent that serves commands of operators.
+    agent: Option<PathBuf>,
 }
 
 impl FakeLauncher {
@@ -108,7 +115,18 @@ impl FakeLauncher {
             preparing: Mutex::default(),
             told: Mutex::default(),
             records: Records::new(Arc::new(MemoryStore::default())),
+            agent: Mutex::default(),
         })
+    }
+
+    /// Commands of operators are served by the agent at this socket from now on.
+    pub fn serve_commands_with(&self, agent: &Path) {
+        *self.agent.lock().unwrap() = Some(agent.to_owned());
+    }
+
+    /// What guest `number` has printed.
+    pub fn log(&self, number: usize) -> Arc<Log> {
+        Arc::clone(&self.guests.lock().unwrap()[number].log)
     }
 
     /// Puts a pool, and returns when it is being prepared.
@@ -292,6 +310,8 @@ impl Launcher for FakeLauncher {
             stops: Arc::clone(&self.stops),
             console,
             ports: Mutex::default(),
+            log: Arc::default(),
+            agent: self.agent.lock().unwrap().clone(),
         });
         self.alive.send_modify(|alive| *alive += 1);
         self.guests.lock().unwrap().push(Arc::clone(&guest));
@@ -367,6 +387,17 @@ impl Guest for FakeGuest {
         self.connect()
     }
 
+    fn connect_exec(&self) -> BoxFuture<'_, io::Result<UnixStream>> {
+        let agent = self.agent.clone();
+        Box::pin(async {
+            let mut stream =
+                UnixStream::connect(agent.ok_or(io::ErrorKind::ConnectionRefused)?).await?;
+            stream.write_all(b"CONNECT 1027\n").await?;
+            stream.read_exact(&mut [0; "OK 1027\n".len()]).await?;
+            Ok(stream)
+        })
+    }
+
     fn stop_within(&self, grace: Duration) -> BoxFuture<'_, ()> {
         Box::pin(async move {
             self.stops.send_modify(|stops| {
@@ -384,5 +415,9 @@ impl Guest for FakeGuest {
 
     fn console_tail(&self) -> Vec<String> {
         self.console.clone()
+    }
+
+    fn log(&self) -> Arc<Log> {
+        Arc::clone(&self.log)
     }
 }

@@ -54,6 +54,11 @@ impl Upstream {
         })
     }
 
+    /// The guest behind it.
+    pub fn guest(&self) -> Arc<dyn Guest> {
+        Arc::clone(&self.guest)
+    }
+
     /// A kept connection, or a new one.
     pub async fn connection(&self) -> io::Result<Connection> {
         match self.take_idle() {

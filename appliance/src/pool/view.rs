@@ -44,6 +44,8 @@ pub struct PoolStatus {
     pub active: RevisionStatus,
     /// What they will get; only while it is another one.
     pub desired: Option<RevisionStatus>,
+    /// Slots of revisions that were active before: their sessions live on.
+    pub earlier: Counts,
 }
 
 /// One revision of a pool.

@@ -6,7 +6,7 @@
 use std::fs::File;
 use std::io;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -14,7 +14,7 @@ use tokio::net::UnixStream;
 use tokio::sync::{mpsc, watch};
 use uuid::Uuid;
 
-use super::console::{self, Ring};
+use super::console::{self, Log};
 use super::control::MAX_ANSWER_BYTES;
 use super::exit::WorkerExit;
 use super::launch::SaveFiles;
@@ -69,7 +69,7 @@ pub(super) struct Shared {
     pub socket: PathBuf,
     pub orders: Orders,
     pub warden: WardenClient,
-    pub output: Mutex<Ring>,
+    pub output: Arc<Log>,
     pub serial: File,
 }
 
@@ -102,6 +102,12 @@ impl Worker {
         Ok(stream)
     }
 
+    /// A stream for one command of an operator, see [`wire::exec`].
+    pub async fn connect_exec(&self) -> Result<UnixStream, ConnectError> {
+        self.connect_vsock(wire::port::EXEC).await
+    }
+
+    /// A stream to a port on which the agent listens.
     async fn connect_vsock(&self, port: u32) -> Result<UnixStream, ConnectError> {
         if self.gone.borrow().is_some() {
             return Err(ConnectError::Gone);
@@ -189,6 +195,11 @@ impl Worker {
         self.shared.orders.give(order, fds).await.map(|_| ())
     }
 
+    /// The container's output.
+    pub fn log(&self) -> Arc<Log> {
+        Arc::clone(&self.shared.output)
+    }
+
     /// The last lines of the container's output, or of the kernel when the container wrote none.
     pub fn console_tail(&self) -> Vec<String> {
         self.shared.tail()
@@ -197,11 +208,11 @@ impl Worker {
 
 impl Shared {
     pub fn tail(&self) -> Vec<String> {
-        let ring = self.output.lock().unwrap_or_else(PoisonError::into_inner);
-        if ring.is_empty() {
+        let lines = self.output.lines();
+        if lines.is_empty() {
             console::serial_lines(&self.serial)
         } else {
-            ring.lines()
+            lines
         }
     }
 }

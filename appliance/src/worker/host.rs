@@ -7,7 +7,7 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Instant;
 
 use tokio::sync::{mpsc, oneshot, watch};
@@ -232,7 +232,7 @@ impl WorkerHost {
             socket: folder.socket(),
             orders,
             warden: self.warden.clone(),
-            output: Mutex::default(),
+            output: Arc::default(),
             serial,
         });
         let worker = Worker {

@@ -24,6 +24,7 @@ mod supervisor;
 mod tests;
 mod turns;
 
+pub use console::{Entry, Log, LogReader, tame};
 pub use handle::{ConnectError, Worker, WorkerEvent};
 pub use host::WorkerHost;
 pub use launch::{

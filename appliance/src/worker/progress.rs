@@ -9,7 +9,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use wire::{Exit, GuestMessage};
+use wire::{Exit, GuestMessage, Stream};
 
 use super::launch::{Purpose, Source};
 use super::spec::ForkPoint;
@@ -74,7 +74,7 @@ pub enum Act {
     /// It does not need the host's CPUs for coming up any more.
     Up,
     Tell(Told),
-    Keep(String),
+    Keep(Stream, String),
     Kill,
 }
 
@@ -230,7 +230,9 @@ impl Progress {
                 self.ready = true;
                 Vec::new()
             }
-            GuestMessage::Output { line, .. } if self.script.frozen => vec![Act::Keep(line)],
+            GuestMessage::Output { stream, line } if self.script.frozen => {
+                vec![Act::Keep(stream, line)]
+            }
             GuestMessage::Hello { .. } => {
                 self.fail("The agent came back before the guest had its identity".to_owned())
             }
@@ -272,7 +274,7 @@ impl Progress {
                 self.stage = Stage::Held;
                 vec![Act::Tell(Told::Held)]
             }
-            GuestMessage::Output { line, .. } => vec![Act::Keep(line)],
+            GuestMessage::Output { stream, line } => vec![Act::Keep(stream, line)],
             other => self.on_end(other),
         }
     }
@@ -298,7 +300,9 @@ impl Progress {
 
     fn on_held(&mut self, message: GuestMessage) -> Vec<Act> {
         match message {
-            GuestMessage::Output { line, .. } if self.script.freeze => vec![Act::Keep(line)],
+            GuestMessage::Output { stream, line } if self.script.freeze => {
+                vec![Act::Keep(stream, line)]
+            }
             GuestMessage::Started { .. } | GuestMessage::Ready | GuestMessage::Output { .. }
                 if !self.script.freeze =>
             {

@@ -100,7 +100,10 @@ fn fork_of_a_frozen_container_says_what_was_true_and_is_believed_once_it_is_rene
     assert_eq!(progress.on(HELLO), [BOOTED, Act::LimitCpu, Act::Renew]);
     assert_eq!(progress.on(STARTED), []);
     assert_eq!(progress.on(GuestMessage::Ready), []);
-    assert_eq!(progress.on(output("x")), [Act::Keep("x".to_owned())]);
+    assert_eq!(
+        progress.on(output("x")),
+        [Act::Keep(Stream::Stdout, "x".to_owned())]
+    );
     assert!(!progress.can_stop_in_order());
     assert_eq!(
         progress.on(GuestMessage::Renewed),
@@ -217,7 +220,10 @@ fn golden_after_ready_is_held_once_its_container_is_frozen() {
     assert_eq!(progress.freeze_when_ready(), [Act::Freeze]);
     assert_eq!(progress.freeze_when_ready(), [], "once is enough");
     assert_eq!(progress.awaited(), Some(Awaited::Frozen));
-    assert_eq!(progress.on(output("x")), [Act::Keep("x".to_owned())]);
+    assert_eq!(
+        progress.on(output("x")),
+        [Act::Keep(Stream::Stdout, "x".to_owned())]
+    );
     assert_eq!(progress.on(GuestMessage::Frozen), [Act::Tell(Told::Held)]);
     assert_eq!(progress.on(GuestMessage::Frozen), []);
     assert_eq!(progress.awaited(), None);

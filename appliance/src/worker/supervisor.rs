@@ -1,6 +1,6 @@
 //! The one task that owns a worker from its spawn to its end.
 
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot, watch};
@@ -74,6 +74,7 @@ impl Supervisor {
         let end = self.supervise(&mut deadlines).await;
         self.turn = None;
         self.last_words(&mut deadlines).await;
+        self.shared.output.close();
         let serial = console::serial_lines(&self.shared.serial);
         let exit = WorkerExit::new(end, deadlines.killed, &serial);
         tracing::info!(worker = %self.id, "Worker ended: {exit}");
@@ -135,8 +136,8 @@ impl Supervisor {
                     self.tell(told).await;
                     Ok(())
                 }
-                Act::Keep(line) => {
-                    self.keep(&line);
+                Act::Keep(stream, line) => {
+                    self.shared.output.push(stream, &line);
                     Ok(())
                 }
                 Act::Kill => {
@@ -176,15 +177,6 @@ impl Supervisor {
         self.control
             .send(message)
             .map_err(|error| format!("The container's settings do not fit a message: {error}"))
-    }
-
-    fn keep(&self, line: &str) {
-        let mut output = self
-            .shared
-            .output
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        output.push(console::tame(line));
     }
 
     async fn tell(&mut self, told: Told) {

@@ -52,20 +52,11 @@ const TMPFS_MAGIC: i64 = 0x0102_1994;
 /// Entries read at a time.
 const PAGEMAP_CHUNK: usize = 8192;
 
-/// Between runs that KVM is asked for in one call. A call costs about as much as two pages that it maps.
+/// Between runs that are mapped in one call. A call costs about as much as two pages that it maps.
 const NEAR: u64 = 2 * PAGE;
 
 /// Places of the memory file that are tried to learn whether it is in memory.
 const COLD_SAMPLES: usize = 8;
-
-/// Who maps the pages that are only read.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ReadPages {
-    Populate,
-    /// It will be asked to map all of the working set for the guest, and maps each page for the host on the way
-    /// (`hva_to_pfn`, virt/kvm/kvm_main.c). Pages that are written still have to be copied before: KVM only reads.
-    LeaveToKvm,
-}
 
 /// Pages that follow each other in the memory file and were used alike.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -162,10 +153,10 @@ impl WorkingSet {
     /// will be written get their copy now, the others are mapped. Linux before 5.14 cannot; then nothing happens.
     ///
     /// The guest may already run: populating is what its own accesses would do.
-    pub fn prefetch(&self, memory: &Memory, read_pages: ReadPages) -> io::Result<()> {
-        let merged = self.merged(0);
-        if is_cold(memory, &merged) {
-            for range in &merged {
+    pub fn prefetch(&self, memory: &Memory) -> io::Result<()> {
+        let near = self.merged();
+        if is_cold(memory, &near) {
+            for range in &near {
                 // A hint; if it is refused, populating reads the pages itself.
                 let _ = advise(memory, range.clone(), Advice::WillNeed);
             }
@@ -177,13 +168,8 @@ impl WorkingSet {
                 return Ok(());
             }
         }
-        match read_pages {
-            ReadPages::LeaveToKvm => {}
-            ReadPages::Populate => {
-                for range in merged {
-                    advise(memory, range, Advice::LinuxPopulateRead)?;
-                }
-            }
+        for range in near {
+            advise(memory, range, Advice::LinuxPopulateRead)?;
         }
         Ok(())
     }
@@ -193,7 +179,7 @@ impl WorkingSet {
     pub fn guest_ranges(&self) -> Vec<Range<u64>> {
         let memory = layout::ram_ranges(u64::from(self.mem_mib) * MIB);
         let mut ranges = Vec::new();
-        for range in self.merged(NEAR) {
+        for range in self.merged() {
             for ram in &memory {
                 let within = intersection(&range, &(ram.file_offset..ram.file_offset + ram.size));
                 if let Some(part) = within {
@@ -222,12 +208,12 @@ impl WorkingSet {
         })
     }
 
-    /// Bytes of the memory file, whatever was done to them: runs with no more than `gap` between them become one.
-    fn merged(&self, gap: u64) -> Vec<Range<u64>> {
+    /// Bytes of the memory file, whatever was done to them: runs that are near each other become one.
+    fn merged(&self) -> Vec<Range<u64>> {
         let mut merged: Vec<Range<u64>> = Vec::new();
         for range in self.runs.iter().map(Run::file_range) {
             match merged.last_mut() {
-                Some(last) if range.start - last.end <= gap => last.end = range.end,
+                Some(last) if range.start - last.end <= NEAR => last.end = range.end,
                 _ => merged.push(range),
             }
         }
@@ -430,7 +416,7 @@ mod tests {
         first.read_obj::<u8>(GuestAddress(64 * PAGE)).unwrap();
         let set = recorded(&first);
         let second = fork(&golden, 2);
-        set.prefetch(&second, ReadPages::Populate).unwrap();
+        set.prefetch(&second).unwrap();
         let prefetched = recorded(&second);
         assert_eq!(written_pages(&prefetched), [0, 7, 8, 300]);
         assert!(prefetched.pages().1 >= set.pages().1);
@@ -449,7 +435,7 @@ mod tests {
         rustix::fs::fadvise(&golden, 0, None, rustix::fs::Advice::DontNeed).unwrap();
         let memory = fork(&golden, 2);
         let set = set(2, &[(0, 3, true), (10, 100, false)]);
-        set.prefetch(&memory, ReadPages::Populate).unwrap();
+        set.prefetch(&memory).unwrap();
         assert_eq!(written_pages(&recorded(&memory)), [0, 1, 2]);
         let byte: u8 = memory.read_obj(GuestAddress(109 * PAGE)).unwrap();
         assert_eq!(byte, 109);
@@ -462,7 +448,7 @@ mod tests {
         let boundary = 3072 * PAGES_PER_MIB;
         let set = set(mem_mib, &[(boundary - 1, 3, true)]);
         let memory = fork(&golden, mem_mib);
-        set.prefetch(&memory, ReadPages::Populate).unwrap();
+        set.prefetch(&memory).unwrap();
         assert_eq!(recorded(&memory), set);
         assert_eq!(
             set.guest_ranges(),

@@ -26,7 +26,7 @@ use crate::devices::virtio::mmio::TransportError;
 use crate::devices::virtio::state::TransportSaved;
 use crate::machine::{Assembled, MachineError};
 use crate::memory::one_by_one::OneByOne;
-use crate::memory::working_set::{ReadPages, WorkingSet};
+use crate::memory::working_set::WorkingSet;
 use crate::memory::{self, Memory, MemoryError, layout};
 use crate::snapshot::SnapshotError;
 use crate::snapshot::format;
@@ -206,16 +206,12 @@ fn prefetch(
 ) -> Result<Vec<Range<u64>>, RestoreError> {
     let working_set =
         WorkingSet::read(file, mem_mib).map_err(|source| RestoreError::WorkingSet { source })?;
-    let read_pages = match can_prefault(vm) {
-        true => ReadPages::LeaveToKvm,
-        false => ReadPages::Populate,
-    };
     working_set
-        .prefetch(memory, read_pages)
+        .prefetch(memory)
         .map_err(|source| RestoreError::Prefetch { source })?;
-    Ok(match read_pages {
-        ReadPages::LeaveToKvm => working_set.guest_ranges(),
-        ReadPages::Populate => Vec::new(),
+    Ok(match can_prefault(vm) {
+        true => working_set.guest_ranges(),
+        false => Vec::new(),
     })
 }
 

@@ -1,5 +1,6 @@
 //! The administration API over its socket.
 
+mod inside;
 mod patch;
 mod sessions;
 

@@ -160,6 +160,10 @@ fn revision_that_warms_beside_the_active_one_is_shown_with_its_failure() {
     let status = PoolStatus {
         active: of(80, old, None),
         desired: Some(of(81, new, Some("Port 81 did not accept"))),
+        earlier: Counts {
+            allocated: 5,
+            ..Counts::default()
+        },
     };
     let endpoints = Endpoints {
         host: "https://localhost:1".into(),
@@ -171,7 +175,7 @@ fn revision_that_warms_beside_the_active_one_is_shown_with_its_failure() {
     let properties = &shown["properties"];
     assert_eq!(
         properties["sessionCounts"],
-        json!({ "ready": 2, "pending": 1, "allocated": 3, "draining": 1, "failed": 4 })
+        json!({ "ready": 2, "pending": 1, "allocated": 8, "draining": 1, "failed": 4 })
     );
     let update = &properties["templateUpdateStatus"];
     assert_eq!(update["activeTemplate"]["ingress"]["targetPort"], 80);

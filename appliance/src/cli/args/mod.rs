@@ -9,19 +9,21 @@ use super::values;
 
 mod bench;
 mod pools;
+mod sessions;
 
 pub use bench::{BenchCommand, BenchDistinct, BenchFork};
 pub use pools::{
-    CreatePool, Life, LifecycleType, ListPools, PoolTarget, SessionCommand, SessionPoolCommand,
-    SessionTarget, UpdatePool,
+    CreatePool, Life, LifecycleType, ListPools, PoolTarget, SessionPoolCommand, UpdatePool,
 };
+pub use sessions::{ExecSession, OneSession, SessionCommand, SessionLogs, SessionTarget};
 
 /// A pool of hardware-isolated sessions on one Linux host.
 #[derive(Debug, Parser)]
 #[command(name = "cabana", version, disable_help_subcommand = true)]
 #[command(
     after_help = "Exit codes: 0 done, 1 failed, 64 bad flag or configuration, 69 appliance not \
-reachable or host without KVM, 70 a process of the appliance died, 77 no permission.
+reachable or host without KVM, 70 a process of the appliance died, 77 no permission. `session exec` \
+ends as its command did.
 
 Examples:
   cabana doctor
@@ -50,7 +52,7 @@ pub enum Command {
     /// Create, change, show, list and delete session pools
     #[command(subcommand, name = "sessionpool")]
     SessionPool(SessionPoolCommand),
-    /// Look at the sessions of a pool, and stop them
+    /// Look at the sessions of a pool and into them, and stop them
     #[command(subcommand)]
     Session(SessionCommand),
     /// Import and list container images

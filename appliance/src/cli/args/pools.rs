@@ -1,4 +1,4 @@
-//! Flags of `sessionpool` and `session`.
+//! Flags of `sessionpool`.
 
 use std::path::PathBuf;
 
@@ -6,7 +6,6 @@ use clap::{Args, Subcommand, ValueEnum};
 
 use super::{Connection, DEFAULT_GROUP, JSON_HELP};
 use crate::cli::values;
-use crate::pool::Identifier;
 use crate::worker::spec::ForkPoint;
 
 #[derive(Debug, Subcommand)]
@@ -184,35 +183,6 @@ pub struct PoolTarget {
 
 #[derive(Debug, Args)]
 pub struct ListPools {
-    #[arg(long, short = 'g', default_value = DEFAULT_GROUP)]
-    pub resource_group: String,
-    #[command(flatten)]
-    pub connection: Connection,
-    #[arg(long, help = JSON_HELP)]
-    pub json: bool,
-}
-
-#[derive(Debug, Subcommand)]
-pub enum SessionCommand {
-    /// List the sessions of a pool
-    List(PoolTarget),
-    /// Show one session
-    Show(SessionTarget),
-    /// End one session; returns when nothing is left of it
-    Stop(SessionTarget),
-}
-
-#[derive(Debug, Args)]
-#[command(after_help = "Examples:
-  cabana session show --name demo --identifier user-42
-  cabana session stop --name demo --identifier user-42")]
-pub struct SessionTarget {
-    /// The pool
-    #[arg(long, short)]
-    pub name: String,
-    /// What the caller calls its session
-    #[arg(long, value_name = "ID", allow_hyphen_values = true)]
-    pub identifier: Identifier,
     #[arg(long, short = 'g', default_value = DEFAULT_GROUP)]
     pub resource_group: String,
     #[command(flatten)]
