@@ -14,6 +14,7 @@ use rustix::fs::FlockOperation;
 
 use super::StoreError;
 use super::schema::{self, PoolRecord};
+use super::sled::with_patience;
 use super::witness;
 use crate::pool::PoolName;
 
@@ -31,13 +32,14 @@ pub fn pools(path: &Path) -> Result<Vec<PoolRecord>, StoreError> {
     };
     // The lock that sled takes.
     let database = File::open(path.join("db")).map_err(failed("open"))?;
-    rustix::fs::flock(&database, FlockOperation::NonBlockingLockExclusive).map_err(|error| {
-        match error {
+    let lock = || rustix::fs::flock(&database, FlockOperation::NonBlockingLockExclusive);
+    with_patience(|| {
+        lock().map_err(|error| match error {
             rustix::io::Errno::WOULDBLOCK => StoreError::InUse {
                 path: path.to_owned(),
             },
             other => failed("lock")(other.into()),
-        }
+        })
     })?;
     let mut files = Vec::new();
     witness::list(path, &mut files).map_err(failed("read"))?;

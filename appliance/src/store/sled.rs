@@ -55,22 +55,14 @@ impl Drop for SledStore {
 impl SledStore {
     /// Opens the database under `path`, or makes it.
     pub fn open(path: &Path) -> Result<Self, StoreError> {
-        let mut tries = 1;
-        loop {
-            match open_once(path) {
-                Err(StoreError::InUse { .. }) if tries < LOCK_TRIES => tries += 1,
-                opened => {
-                    return opened.map(|(db, newest)| Self {
-                        db,
-                        path: path.to_owned(),
-                        newest: Mutex::new(newest),
-                        flushed: AtomicU64::new(newest),
-                        opened_at: newest,
-                    });
-                }
-            }
-            thread::sleep(LOCK_PAUSE);
-        }
+        let (db, newest) = with_patience(|| open_once(path))?;
+        Ok(Self {
+            db,
+            path: path.to_owned(),
+            newest: Mutex::new(newest),
+            flushed: AtomicU64::new(newest),
+            opened_at: newest,
+        })
     }
 
     fn failed(&self, attempt: &'static str) -> impl Fn(::sled::Error) -> StoreError {
@@ -195,6 +187,19 @@ fn full_key(table: Table, key: &[u8]) -> Vec<u8> {
     full.push(table as u8);
     full.extend_from_slice(key);
     full
+}
+
+/// Tries again for a while what fails because somebody holds the lock.
+pub(super) fn with_patience<T>(
+    mut attempt: impl FnMut() -> Result<T, StoreError>,
+) -> Result<T, StoreError> {
+    for _ in 1..LOCK_TRIES {
+        match attempt() {
+            Err(StoreError::InUse { .. }) => thread::sleep(LOCK_PAUSE),
+            done => return done,
+        }
+    }
+    attempt()
 }
 
 fn translate(attempt: &'static str, path: &Path, error: ::sled::Error) -> StoreError {
