@@ -51,13 +51,18 @@ fn pool_keeps_sessions_ready_and_a_request_takes_one_of_them(host: &TestApplianc
     let start = host.log().position();
     let session = pool.session("user-1");
     let boot = session.boot_id();
-    let came_up = |line: &String| line.contains("Agent answered");
-    let during = host.log().since(start);
-    let answered = during.iter().position(|line| line.contains("status=200"));
-    let made = during.iter().position(came_up);
+    // The guest that it was given had come up before it was asked for.
+    let came_up = |line: &String| line.contains("Container accepts connections");
+    let earlier = host.log().since(0);
+    let worker = |line: &str| Some(line.split("worker=").nth(1)?.get(..36)?.to_owned());
+    let started = host.wait_for_line(start, LIMIT, "that the session has started", |line| {
+        line.contains("session started") && line.contains("pool=warm ")
+    });
+    let given = worker(&started).unwrap();
+    let up = earlier.iter().take(start).filter(|line| came_up(line));
     assert!(
-        made.is_none_or(|made| answered.is_some_and(|answered| answered < made)),
-        "the request waited for a guest: {during:#?}"
+        up.filter_map(|line| worker(line)).any(|up| up == given),
+        "{given} was not ready: {earlier:#?}"
     );
 
     wait_until(host, &pool, "refilled", |shown| counts(shown, 2, 1));
