@@ -25,7 +25,7 @@ use crate::images::{self, ImageError, ImageRecord};
 use crate::pool::budget::{Budget, Size};
 use crate::pool::launcher::BoxFuture;
 use crate::pool::{FingerprintKey, Pools, Tools};
-use crate::store::{Records, SledStore, Store};
+use crate::store::{HostStore, Records, Store};
 use crate::warden::client::ImageJobError;
 use crate::worker::WorkerHost;
 use crate::worker::spec::{MAX_MEM_MIB, MAX_VCPUS};
@@ -132,8 +132,8 @@ pub async fn run(context: Context, shutdown: watch::Receiver<bool>) -> anyhow::R
 }
 
 async fn open_store(config: &Checked) -> anyhow::Result<Records> {
-    let path = config.paths.store.clone();
-    let store = tokio::task::spawn_blocking(move || SledStore::open(&path)).await??;
+    let (kept, running) = (config.paths.store.clone(), config.paths.sessions.clone());
+    let store = tokio::task::spawn_blocking(move || HostStore::open(&kept, &running)).await??;
     Ok(Records::new(Arc::new(store) as Arc<dyn Store>))
 }
 

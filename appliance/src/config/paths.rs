@@ -26,6 +26,8 @@ pub struct Paths {
     /// Emptied at every start.
     pub run: PathBuf,
     pub workers: PathBuf,
+    /// Who owns the sessions: it outlives an appliance process as workers do, and a reboot as little.
+    pub sessions: PathBuf,
     pub admin_socket: PathBuf,
 }
 
@@ -53,6 +55,7 @@ impl Paths {
             logs: state.join("logs"),
             tls: state.join("tls"),
             workers: run.join("workers"),
+            sessions: run.join("sessions"),
             admin_socket: run.join("admin.sock"),
             state,
             run,

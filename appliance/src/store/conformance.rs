@@ -2,8 +2,9 @@
 
 use std::sync::Arc;
 
+use super::journal::Journal;
 use super::schema::tests::{pool, session};
-use super::{Change, MemoryStore, PoolRecord, Records, SledStore, Store, Table};
+use super::{Change, HostStore, MemoryStore, PoolRecord, Records, SledStore, Store, Table};
 
 fn put(table: Table, key: &[u8], value: &[u8]) -> Change {
     Change::Put {
@@ -171,6 +172,18 @@ fn sled_store_keeps_rows() {
     rows(&SledStore::open(dir.path()).unwrap());
 }
 
+#[test]
+fn journal_keeps_rows() {
+    let dir = tempfile::tempdir().unwrap();
+    rows(&Journal::open(&dir.path().join("journal")).unwrap());
+}
+
+#[test]
+fn host_store_keeps_rows() {
+    let dir = tempfile::tempdir().unwrap();
+    rows(&HostStore::open(&dir.path().join("kept"), &dir.path().join("running")).unwrap());
+}
+
 #[tokio::test]
 async fn memory_store_keeps_records() {
     records(Arc::new(MemoryStore::default())).await;
@@ -180,4 +193,11 @@ async fn memory_store_keeps_records() {
 async fn sled_store_keeps_records() {
     let dir = tempfile::tempdir().unwrap();
     records(Arc::new(SledStore::open(dir.path()).unwrap())).await;
+}
+
+#[tokio::test]
+async fn host_store_keeps_records() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = HostStore::open(&dir.path().join("kept"), &dir.path().join("running")).unwrap();
+    records(Arc::new(store)).await;
 }

@@ -1,9 +1,8 @@
 //! The store as lines of JSON, and back: for backups, for moving to another host, and for looking.
 //!
 //! ```text
-//! {"format":"cabana-store","version":1,"records":2,"keys":false}
+//! {"format":"cabana-store","version":1,"records":1,"keys":false}
 //! {"table":"pools","key":"demo","version":2,"record":{...}}
-//! {"table":"sessions","key":"demo\u0000user-1","version":2,"record":{...}}
 //! ```
 //!
 //! A record has the version of its row, so an export is read by every build that reads the rows.

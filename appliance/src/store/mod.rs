@@ -1,15 +1,21 @@
 //! What survives a restart: pools, who owns which session, the appliance's own keys.
 //!
-//! [`Store`] is small on purpose: bytes in tables, changed by atomic batches that are on disk before
-//! the call returns. [`Records`] puts the types on top, so that both implementations hold the same
+//! [`Store`] is small on purpose: bytes in tables, changed by atomic batches that are written before
+//! the call returns. [`Records`] puts the types on top, so that all implementations hold the same
 //! bytes and an export of one can be read by the other.
+//!
+//! How much a record survives depends on its table, see [`Table::outlives`]. An appliance that serves
+//! keeps each kind where it belongs, see [`HostStore`].
 //!
 //! Truth about running workers is not here: the host knows it. The store says who owns them.
 
 mod export;
+mod host;
+mod journal;
 #[cfg(test)]
 mod memory;
 mod records;
+mod rows;
 mod salvage;
 mod schema;
 mod sled;
@@ -23,6 +29,7 @@ pub use schema::tests;
 use std::path::PathBuf;
 
 pub use export::{ImportError, Tally, export, import, of_pools};
+pub use host::HostStore;
 #[cfg(test)]
 pub use memory::MemoryStore;
 pub use records::Records;
@@ -45,8 +52,26 @@ pub enum Table {
     Serving = 4,
 }
 
+/// What a change outlives once it was answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outlives {
+    /// The process, however it ends.
+    Process,
+    /// The power of the host, too.
+    PowerCut,
+}
+
 impl Table {
     pub const ALL: [Self; 4] = [Self::Pools, Self::Sessions, Self::Keys, Self::Serving];
+
+    /// What a record of this table survives. A session does not survive the end of its host: its guest is memory.
+    /// So what is said of it need not either.
+    pub const fn outlives(self) -> Outlives {
+        match self {
+            Self::Sessions => Outlives::Process,
+            Self::Pools | Self::Keys | Self::Serving => Outlives::PowerCut,
+        }
+    }
 
     /// In exports and messages.
     pub const fn name(self) -> &'static str {
@@ -72,10 +97,19 @@ pub enum Change {
     Remove { table: Table, key: Vec<u8> },
 }
 
+impl Change {
+    /// The table that it is of.
+    pub const fn table(&self) -> Table {
+        match self {
+            Self::Put { table, .. } | Self::Remove { table, .. } => *table,
+        }
+    }
+}
+
 /// Rows of a scan: key and value.
 pub type Rows = Vec<(Vec<u8>, Vec<u8>)>;
 
-/// Durable bytes in tables. Calls block: callers on the runtime go through [`Records`].
+/// Durable bytes in tables. Most calls block: callers on the runtime go through [`Records`].
 pub trait Store: Send + Sync + 'static {
     /// The value under `key`.
     fn get(&self, table: Table, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError>;
@@ -83,8 +117,14 @@ pub trait Store: Send + Sync + 'static {
     /// Every row whose key begins with `prefix`, in the order of the keys.
     fn scan(&self, table: Table, prefix: &[u8]) -> Result<Rows, StoreError>;
 
-    /// Makes all changes or none. When this returns `Ok` they survive a power cut.
+    /// Makes all changes or none. When this returns `Ok` they survive what their tables are to survive. A batch
+    /// is of tables that survive the same.
     fn apply(&self, changes: &[Change]) -> Result<(), StoreError>;
+
+    /// Whether calls about this table may wait for a disk, so that threads with other work must not make them.
+    fn waits(&self, _: Table) -> bool {
+        true
+    }
 }
 
 /// Why the store could not answer.
@@ -114,6 +154,9 @@ pub enum StoreError {
         key: String,
         source: SchemaError,
     },
+    /// Its parts could not be made all or none.
+    #[error("A change of the store is of tables that lie apart")]
+    Apart,
     /// The blocking task that carried the call was lost.
     #[error("The call to the store was cancelled because the process is stopping")]
     Stopping,

@@ -118,13 +118,21 @@ impl Records {
         record: &T,
     ) -> Result<(), StoreError> {
         let value = schema::encode(record);
-        self.blocking(move |store| store.apply(&[Change::Put { table, key, value }]))
-            .await
+        self.apply(Change::Put { table, key, value }).await
     }
 
     async fn remove(&self, table: Table, key: Vec<u8>) -> Result<(), StoreError> {
-        self.blocking(move |store| store.apply(&[Change::Remove { table, key }]))
-            .await
+        self.apply(Change::Remove { table, key }).await
+    }
+
+    /// On another thread only if it must be: where processors are busy, each thread that a claim goes through costs it more than
+    /// its own work.
+    async fn apply(&self, change: Change) -> Result<(), StoreError> {
+        if self.store.waits(change.table()) {
+            self.blocking(move |store| store.apply(&[change])).await
+        } else {
+            self.store.apply(&[change])
+        }
     }
 
     async fn blocking<T: Send + 'static>(
