@@ -28,6 +28,7 @@ pub fn run() -> Result<Exit, Failure> {
     let build_id = golden::Host::build_id();
     privileges::drop_to(setup.uid).map_err(|error| Failure::of(Exit::Internal, &error))?;
     telemetry::start();
+    make_room_for_descriptors();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
@@ -42,6 +43,15 @@ pub fn run() -> Result<Exit, Failure> {
             format!("{error:#}").replace('\n', " "),
         )),
     }
+}
+
+/// The kernel doubles a process's table of descriptors when it is full, and with several threads lets everybody who opens something
+/// wait for that (`expand_fdtable` in fs/file.c waits for RCU): tens of milliseconds in which no claim is answered. As long as there
+/// is one thread it costs nothing, so the table is made large enough for two thousand sessions now.
+fn make_room_for_descriptors() {
+    const DESCRIPTORS: i32 = 16_384;
+    // Where the limit is lower, the table stays as it is.
+    let _ = rustix::io::fcntl_dupfd_cloexec(std::io::stderr(), DESCRIPTORS - 1);
 }
 
 async fn run_until_stopped(

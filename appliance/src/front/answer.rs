@@ -3,7 +3,7 @@
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::{Method, Response, StatusCode, Version};
@@ -25,6 +25,8 @@ pub struct RequestLog {
     pub version: Version,
     pub pool: Option<PoolName>,
     pub session: Option<Uuid>,
+    /// How long it waited for its session.
+    pub claim: Option<Duration>,
     pub status: StatusCode,
     pub code: Option<Code>,
     pub cause: Option<anyhow::Error>,
@@ -43,6 +45,7 @@ impl RequestLog {
             version,
             pool: None,
             session: None,
+            claim: None,
             status: StatusCode::OK,
             code: None,
             cause: None,
@@ -66,10 +69,16 @@ impl Drop for RequestLog {
             cause = self.cause.as_ref().map(|cause| format!("{cause:#}")),
             bytes_out = self.bytes_out,
             complete = self.complete,
-            ms = %format_args!("{:.1}", self.started.elapsed().as_secs_f64() * 1000.0),
+            claim_ms = self.claim.map(|claim| tracing::field::display(millis(claim))),
+            ms = %millis(self.started.elapsed()),
             "request"
         );
     }
+}
+
+/// To the microsecond: a claim of a session that is ready takes a fraction of a millisecond.
+fn millis(time: Duration) -> String {
+    format!("{:.3}", time.as_secs_f64() * 1000.0)
 }
 
 /// The answer for a caller that does not get what it asked for.

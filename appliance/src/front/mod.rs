@@ -30,6 +30,7 @@ mod tests;
 
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Instant;
 
 use http::uri::PathAndQuery;
 use http::{HeaderMap, Request, Response, Version, header};
@@ -115,7 +116,10 @@ impl Front {
             return Ok(Cleared::Managed(reply));
         }
         let identifier = route::identifier(route.rest.query())?;
-        let lease = handle.claim(identifier).await?;
+        let asked = Instant::now();
+        let claimed = handle.claim(identifier).await;
+        log.claim = Some(asked.elapsed());
+        let lease = claimed?;
         log.session = Some(lease.session);
         let operation = operation.to_owned();
         Ok(Cleared::Forward(Box::new(Outgoing {

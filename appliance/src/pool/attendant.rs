@@ -108,6 +108,10 @@ impl Attendant {
     /// Never abandons a launch half way: one that comes too late is stopped.
     async fn launch(&mut self, deadline: Instant) -> Option<Launched> {
         let urgent = self.order.urgency == Urgency::Claim;
+        if !urgent {
+            // The claim whose slot this one replaces is answered first.
+            tokio::task::yield_now().await;
+        }
         let mut launching = self.launcher.launch(self.order.clone());
         let in_time = tokio::select! {
             launched = &mut launching => Some(launched),
