@@ -11,6 +11,8 @@ mod front;
 mod golden;
 mod guest;
 mod images;
+#[cfg(test)]
+mod native;
 mod pool;
 mod service;
 mod store;

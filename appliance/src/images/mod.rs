@@ -26,7 +26,7 @@ mod spool;
 mod squash;
 mod tar;
 #[cfg(test)]
-mod testing;
+pub mod testing;
 #[cfg(test)]
 mod tests;
 mod tree;

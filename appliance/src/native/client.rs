@@ -1,0 +1,142 @@
+//! A customer's application, and an operator.
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use http::{Request, header};
+use http_body_util::{BodyExt as _, Full};
+use hyper::client::conn::http1::{self, SendRequest};
+use hyper_util::rt::TokioIo;
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::{ClientConfig, RootCertStore};
+use serde_json::Value;
+use tokio::net::{TcpStream, UnixStream};
+use tokio_rustls::TlsConnector;
+
+use super::DEADLINE;
+
+const GROUP: &str = "/subscriptions/00000000-0000-0000-0000-000000000000/resourceGroups/default";
+
+type Sender = SendRequest<Full<Bytes>>;
+
+/// Where a pool is for an operator.
+pub fn pool(name: &str) -> String {
+    format!("{GROUP}/providers/Microsoft.App/sessionPools/{name}")
+}
+
+/// The administration socket.
+pub struct Admin<'a>(pub &'a Path);
+
+impl Admin<'_> {
+    pub async fn send(&self, method: &str, path: &str, body: impl Into<Bytes>) -> (u16, Value) {
+        let stream = UnixStream::connect(self.0).await.unwrap();
+        let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.unwrap();
+        tokio::spawn(connection);
+        let request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header(header::HOST, "localhost")
+            .body(Full::new(body.into()))
+            .unwrap();
+        let answer = tokio::time::timeout(DEADLINE, sender.send_request(request));
+        let answer = answer.await.expect("no answer").unwrap();
+        let status = answer.status().as_u16();
+        let body = answer.into_body().collect().await.unwrap().to_bytes();
+        (status, serde_json::from_slice(&body).unwrap_or_default())
+    }
+}
+
+/// Keeps its connections.
+pub struct Client {
+    address: SocketAddr,
+    connector: TlsConnector,
+    token: String,
+    idle: Mutex<Vec<Sender>>,
+}
+
+/// An answer that has come to its end.
+#[derive(Debug)]
+pub struct Answer {
+    pub status: u16,
+    pub body: Bytes,
+    /// From the request to the head of the answer, on a connection that was there.
+    pub first_byte: Duration,
+}
+
+impl Client {
+    pub fn new(address: SocketAddr, ca: &Path, token: String) -> Self {
+        let mut roots = RootCertStore::empty();
+        roots
+            .add(CertificateDer::from_pem_file(ca).unwrap())
+            .unwrap();
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let config = ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        Self {
+            address,
+            connector: TlsConnector::from(Arc::new(config)),
+            token,
+            idle: Mutex::default(),
+        }
+    }
+
+    /// `tail` begins after the pool.
+    pub async fn send(&self, method: &str, pool: &str, tail: &str) -> hyper::Result<Answer> {
+        let request = Request::builder()
+            .method(method)
+            .uri(format!("{GROUP}/sessionPools/{pool}{tail}"))
+            .header(header::HOST, "localhost")
+            .header(header::AUTHORIZATION, format!("Bearer {}", self.token))
+            .body(Full::default())
+            .unwrap();
+        let kept = self.idle.lock().unwrap().pop();
+        let mut sender = match kept {
+            Some(sender) => sender,
+            None => self.connect().await,
+        };
+        let begun = Instant::now();
+        let answer = tokio::time::timeout(DEADLINE, sender.send_request(request));
+        let (parts, body) = answer.await.expect("no answer")?.into_parts();
+        let first_byte = begun.elapsed();
+        let body = body.collect().await?.to_bytes();
+        if sender.ready().await.is_ok() {
+            self.idle.lock().unwrap().push(sender);
+        }
+        Ok(Answer {
+            status: parts.status.as_u16(),
+            body,
+            first_byte,
+        })
+    }
+
+    /// Asks the session of this identifier.
+    pub async fn get(&self, pool: &str, path: &str, identifier: &str) -> hyper::Result<Answer> {
+        self.send("GET", pool, &format!("{path}?identifier={identifier}"))
+            .await
+    }
+
+    /// Opens connections that later requests find.
+    pub async fn prepare(&self, connections: usize) {
+        for _ in 0..connections {
+            let sender = self.connect().await;
+            self.idle.lock().unwrap().push(sender);
+        }
+    }
+
+    async fn connect(&self) -> Sender {
+        let stream = TcpStream::connect(self.address).await.unwrap();
+        stream.set_nodelay(true).unwrap();
+        let name = ServerName::try_from("localhost").unwrap();
+        let stream = self.connector.connect(name, stream).await.unwrap();
+        let (sender, connection) = http1::handshake(TokioIo::new(stream)).await.unwrap();
+        tokio::spawn(connection);
+        sender
+    }
+}

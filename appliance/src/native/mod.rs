@@ -1,0 +1,319 @@
+//! The shipped binary without a hypervisor: `cabana appliance` as it is, with a warden whose workers are the agent as an
+//! ordinary process. So everything above the VMM is tested and measured on any machine, whole: TLS, tokens,
+//! pools, store, goldens, images, and the streams to containers.
+//!
+//! ```text
+//! client ──HTTPS──▶ cabana appliance ──vsock.sock──▶ agent ──▶ 127.0.0.1:port of its container
+//!                     │ socket of the warden           ▲
+//!                     └─▶ warden (here) ──starts───────┘
+//! ```
+//!
+//! What is not there: KVM, the worker's executable, control groups and users. A guest that is saved is not (a golden is files of
+//! the right length), and one that is restored is a new agent. Since all guests share this machine's loopback, each
+//! gets a port of its own: the warden puts it into the container's description on its way to the agent.
+
+mod bench;
+mod client;
+mod guest;
+mod tests;
+mod warden;
+
+use std::io::{BufRead, BufReader};
+use std::net::{SocketAddr, TcpListener};
+use std::os::fd::AsFd;
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStderr, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use crate::config::{self, Overrides, Paths};
+use crate::images::testing::{Layer, OciArchive};
+use crate::telemetry::{FILTER_VARIABLE, FORMAT_VARIABLE};
+use crate::warden::channel;
+use crate::warden::protocol::{ApplianceSetup, Event, Task};
+use client::{Admin, Client};
+use warden::Warden;
+
+/// Nothing in these tests takes as long, on any machine.
+const DEADLINE: Duration = Duration::from_secs(120);
+/// Where the programs are, if not beside this test program. `cargo dev bench` names those of the release.
+const PROGRAMS_VARIABLE: &str = "CABANA_NATIVE_PROGRAMS";
+/// The machine is promised many times: guests here take a thousandth of what they would.
+const CONFIG: &str = "min_cooldown_seconds = 1\nspare_workers = 0\nparallel_starts = 16\nmemory_overcommit = 100\ncpu_overcommit = 1000\n";
+const IMAGE: &str = "native";
+
+/// What is run.
+#[derive(Clone)]
+struct Programs {
+    cabana: PathBuf,
+    agent: PathBuf,
+    demo: PathBuf,
+}
+
+impl Programs {
+    /// `None`, and a line that says so: one of them was not built.
+    fn find(test: &str) -> Option<Self> {
+        let folder = std::env::var_os(PROGRAMS_VARIABLE).map_or_else(
+            || {
+                // target/<profile>/deps/<this>
+                let this = std::env::current_exe().unwrap();
+                this.parent().unwrap().parent().unwrap().to_owned()
+            },
+            PathBuf::from,
+        );
+        let programs = Self {
+            cabana: folder.join("cabana"),
+            agent: folder.join("agent"),
+            demo: folder.join("demo"),
+        };
+        for program in [&programs.cabana, &programs.agent, &programs.demo] {
+            if !program.exists() {
+                eprintln!("SKIPPED: {test}: there is no {}", program.display());
+                return None;
+            }
+        }
+        Some(programs)
+    }
+}
+
+/// A running appliance.
+struct Native {
+    programs: Programs,
+    process: Child,
+    warden: Warden,
+    address: SocketAddr,
+    paths: Paths,
+    claims: Arc<Mutex<Vec<Duration>>>,
+    _root: TempDir,
+    _run: TempDir,
+}
+
+impl Native {
+    /// With a root of its own and the image that pools are made of. `None`: programs are missing.
+    async fn start(test: &str) -> Option<Self> {
+        let programs = Programs::find(test)?;
+        raise_descriptor_limit();
+        // The state on a disk and the run folder in memory, as on a server.
+        let root = tempfile::tempdir_in("/var/tmp").unwrap();
+        let run = tempfile::tempdir_in("/dev/shm").unwrap();
+        std::os::unix::fs::symlink(run.path(), root.path().join("run")).unwrap();
+        let file = root.path().join("cabana.toml");
+        std::fs::write(&file, CONFIG).unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        rustix::net::listen(&listener, 1024).unwrap();
+        let address = listener.local_addr().unwrap();
+        let overrides = Overrides {
+            listen: Some(address.to_string()),
+        };
+        let config = config::load(root.path(), Some(&file), &overrides).unwrap();
+        let paths = config.paths.clone();
+        for folder in paths.kept().into_iter().chain([paths.run.as_path()]) {
+            let made = std::fs::DirBuilder::new()
+                .recursive(true)
+                .mode(0o700)
+                .create(folder);
+            made.unwrap();
+        }
+        let (ours, theirs) = channel::pair().unwrap();
+        let mut process = Command::new(&programs.cabana)
+            .arg("appliance")
+            .env(FORMAT_VARIABLE, "json")
+            .env_remove(FILTER_VARIABLE)
+            .stdin(Stdio::from(theirs))
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let setup = ApplianceSetup {
+            config,
+            uid: None,
+            cpu: Some("native".to_owned()),
+            task: Task::Serve,
+        };
+        let setup = serde_json::to_vec(&setup).unwrap();
+        channel::send(ours.as_fd(), &setup, &[listener.as_fd()], false).unwrap();
+        let claims = Arc::default();
+        read_log(process.stderr.take().unwrap(), Arc::clone(&claims));
+        let this = Self {
+            warden: Warden::start(ours, programs.clone()),
+            programs,
+            process,
+            address,
+            paths,
+            claims,
+            _root: root,
+            _run: run,
+        };
+        this.until("it serves", || this.paths.admin_socket.exists())
+            .await;
+        this.import().await;
+        Some(this)
+    }
+
+    async fn import(&self) {
+        let archive = OciArchive::of(&[Layer::new().dir("data").finish()]);
+        let path = format!("/images?transport=oci-archive&name={IMAGE}");
+        let (status, answer) = self.admin().send("POST", &path, archive).await;
+        assert_eq!(status, 200, "{answer}");
+    }
+
+    /// Makes a pool of the demo server, or gives it another size.
+    async fn pool(&self, name: &str, max_sessions: usize, ready_sessions: usize) {
+        let container = json!({
+            "name": "main",
+            "image": IMAGE,
+            "command": [self.programs.demo],
+            "resources": { "cpu": 0.25, "memory": "0.5Gi", "ephemeralStorage": "1Gi" },
+        });
+        let pool = json!({ "location": "local", "properties": {
+            "scaleConfiguration": {
+                "maxConcurrentSessions": max_sessions,
+                "readySessionInstances": ready_sessions,
+            },
+            "dynamicPoolConfiguration": { "lifecycleConfiguration": {
+                "lifecycleType": "Timed", "cooldownPeriodInSeconds": 3600,
+            } },
+            "customContainerTemplate": {
+                "containers": [container],
+                // Each guest is given another one instead.
+                "ingress": { "targetPort": 8080 },
+            },
+        } });
+        let (status, answer) = self
+            .admin()
+            .send("PUT", &client::pool(name), pool.to_string())
+            .await;
+        assert!(matches!(status, 200 | 201), "{status}: {answer}");
+    }
+
+    async fn delete_pool(&self, name: &str) {
+        let (status, answer) = self.admin().send("DELETE", &client::pool(name), "").await;
+        assert_eq!(status, 204, "{answer}");
+    }
+
+    /// What the pool holds now.
+    async fn counts(&self, name: &str) -> Value {
+        let (status, answer) = self.admin().send("GET", &client::pool(name), "").await;
+        assert_eq!(status, 200, "{answer}");
+        answer["properties"]["sessionCounts"].clone()
+    }
+
+    /// Waits until so many slots are ready, and none is on its way.
+    async fn until_ready(&self, name: &str, ready: usize) {
+        let begun = Instant::now();
+        loop {
+            let counts = self.counts(name).await;
+            if counts["ready"] == ready && counts["pending"] == 0 && counts["draining"] == 0 {
+                return;
+            }
+            assert!(
+                begun.elapsed() < DEADLINE,
+                "{ready} are not ready but {counts}"
+            );
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    fn admin(&self) -> Admin<'_> {
+        Admin(&self.paths.admin_socket)
+    }
+
+    /// One that may ask for sessions of every pool.
+    async fn client(&self) -> Client {
+        let body = json!({ "role": "session-executor", "ttlSeconds": 3600 }).to_string();
+        let (status, answer) = self.admin().send("POST", "/tokens", body).await;
+        assert_eq!(status, 200, "{answer}");
+        let token = answer["token"].as_str().unwrap().to_owned();
+        Client::new(self.address, &self.paths.tls.join("ca.pem"), token)
+    }
+
+    /// How long each request has waited for its session, as the appliance's log has it, since this was last asked. Waits
+    /// until there are `count`.
+    async fn claims(&self, count: usize) -> Vec<Duration> {
+        self.until("it has logged its requests", || {
+            self.claims.lock().unwrap().len() >= count
+        })
+        .await;
+        std::mem::take(&mut *self.claims.lock().unwrap())
+    }
+
+    /// Bytes that the appliance's process has for itself.
+    fn memory(&self) -> u64 {
+        let path = format!("/proc/{}/smaps_rollup", self.process.id());
+        let text = std::fs::read_to_string(path).unwrap();
+        let private = text.lines().filter(|line| line.starts_with("Private_"));
+        let kib = private.map(|line| {
+            line.split_whitespace()
+                .nth(1)
+                .unwrap()
+                .parse::<u64>()
+                .unwrap()
+        });
+        kib.sum::<u64>() << 10
+    }
+
+    async fn until(&self, what: &str, mut reached: impl FnMut() -> bool) {
+        let begun = Instant::now();
+        while !reached() {
+            assert!(begun.elapsed() < DEADLINE, "too long until {what}");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    /// Ends it in order.
+    fn stop(mut self) -> (ExitStatus, Self) {
+        self.warden.tell(&Event::Stop);
+        let status = self.process.wait().unwrap();
+        (status, self)
+    }
+
+    /// As a crash would.
+    fn kill(mut self) -> Self {
+        self.process.kill().unwrap();
+        self.process.wait().unwrap();
+        self
+    }
+}
+
+impl Drop for Native {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+/// Keeps how long requests waited for their sessions; shows what is not well.
+fn read_log(log: ChildStderr, claims: Arc<Mutex<Vec<Duration>>>) {
+    std::thread::spawn(move || {
+        for line in BufReader::new(log).lines().map_while(Result::ok) {
+            let entry: Value = serde_json::from_str(&line).unwrap_or_default();
+            let claim = entry["fields"]["claim_ms"].as_str();
+            if let Some(millis) = claim.and_then(|text| text.parse::<f64>().ok()) {
+                claims
+                    .lock()
+                    .unwrap()
+                    .push(Duration::from_secs_f64(millis / 1000.0));
+            }
+            if !matches!(entry["level"].as_str(), Some("INFO" | "DEBUG")) {
+                eprintln!("{line}");
+            }
+        }
+    });
+}
+
+/// As the warden does: a session takes a few descriptors in the appliance, which inherits the limit.
+fn raise_descriptor_limit() {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    setrlimit(Resource::Nofile, limit).unwrap();
+}
+
+/// Entries of a folder; none if it is not there.
+fn entries(folder: &Path) -> usize {
+    std::fs::read_dir(folder).map_or(0, Iterator::count)
+}
