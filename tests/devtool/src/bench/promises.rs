@@ -17,6 +17,10 @@ pub const PROMISES: &[Promise] = &[
         measure: fork_agent,
     },
     Promise {
+        id: "claim_first_byte",
+        measure: claim_first_byte,
+    },
+    Promise {
         id: "claims_50",
         measure: claims_50,
     },
@@ -34,6 +38,8 @@ pub const PROMISES: &[Promise] = &[
 const COLD_BOOT_MS: f64 = 100.0;
 const FORK_AGENT_MS: f64 = 5.0;
 const CLAIMS_50_MS: f64 = 60.0;
+/// Natively, in the appliance: the 99th percentile of what a claim of a ready session takes.
+const CLAIM_SERVER_MS: f64 = 1.0;
 /// In the lab, of the peer's time.
 const COLD_BOOT_OF_PEER: f64 = 0.8;
 const FORK_AGENT_OF_PEER: f64 = 0.5;
@@ -104,6 +110,20 @@ fn fork_agent(bench: &Bench) -> Result<Row> {
         }
         None => Row::unchecked("fork_agent", value, "ms").with(format!("{what}; {NO_PEER}"), notes),
     })
+}
+
+/// Natively on any machine: the shipped appliance, with agents as ordinary processes in place of guests.
+fn claim_first_byte(bench: &Bench) -> Result<Row> {
+    let result = bench.runner.native("native::bench::claim_first_byte")?;
+    let value = figure(&result, "/server/p99")?;
+    let row = Row::checked("claim_first_byte", value, "ms", CLAIM_SERVER_MS);
+    let count = &result["server"]["count"];
+    let detail = format!(
+        "p99 of {count} claims of ready sessions at {} a second, in the appliance, until the store is written and the claim answered; \
+         native, agents as processes",
+        result["perSecond"]
+    );
+    Ok(row.with(detail, claim_notes(&result)?))
 }
 
 /// None of them ready: fifty forks at once.
@@ -182,6 +202,36 @@ impl Bench<'_> {
     }
 }
 
+/// What the native benchmark has found, a line for each series.
+fn claim_notes(result: &Value) -> Result<Vec<String>> {
+    let series = |of: &Value, what: &str| -> Result<[String; 2]> {
+        let line = |name: &str, meaning: &str| -> Result<String> {
+            let [median, p99, most] =
+                ["p50", "p99", "max"].map(|rank| figure(of, &format!("/{name}/{rank}")));
+            let (median, p99, most) = (median?, p99?, most?);
+            Ok(format!(
+                "{what}, {meaning}: median {median:.2} ms, p99 {p99:.2} ms, longest {most:.2} ms"
+            ))
+        };
+        Ok([
+            line("server", "claim")?,
+            line("firstByte", "first byte through TLS")?,
+        ])
+    };
+    let mut notes = Vec::new();
+    notes.extend(series(result, "all ready before")?);
+    notes.extend(series(&result["refilled"], "each replaced at once")?);
+    for level in result["levels"].as_array().context("There are no levels")? {
+        let sessions = &level["sessions"];
+        notes.extend(series(level, &format!("beside {sessions} sessions"))?);
+        let kib = figure(level, "/bytesPerSession")? / 1024.0;
+        notes.push(format!(
+            "beside {sessions} sessions, private memory of the appliance per session: {kib:.0} KiB"
+        ));
+    }
+    Ok(notes)
+}
+
 /// What `cabana bench fork` has found, a line for each figure.
 fn fork_notes(result: &Value) -> Result<Vec<String>> {
     let point = result["forkPoint"].as_str().unwrap_or("unknown");
@@ -234,6 +284,26 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn figures_of_claims_become_lines() {
+        let times = json!({ "p50": 0.21, "p99": 0.5, "max": 1.25 });
+        let series = json!({ "server": times, "firstByte": times });
+        let mut level = series.clone();
+        level["sessions"] = 10.into();
+        level["bytesPerSession"] = (3 << 10).into();
+        let mut result = series.clone();
+        result["refilled"] = series;
+        result["levels"] = json!([level]);
+        let notes = claim_notes(&result).unwrap();
+        assert_eq!(notes.len(), 7, "{notes:#?}");
+        assert_eq!(
+            notes[4],
+            "beside 10 sessions, claim: median 0.21 ms, p99 0.50 ms, longest 1.25 ms"
+        );
+        assert!(notes[6].ends_with("session: 3 KiB"), "{notes:#?}");
+        claim_notes(&json!({})).unwrap_err();
+    }
 
     #[test]
     fn figures_of_forks_become_lines_and_a_missing_container_none() {

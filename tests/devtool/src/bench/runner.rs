@@ -95,6 +95,34 @@ impl<'a> Runner<'a> {
         Ok(results)
     }
 
+    /// What a measurement of the appliance's test program has found, which runs the shipped programs on this host and needs
+    /// no guest.
+    pub fn native(&self, test: &str) -> Result<Value> {
+        let step = Step::start(format!("Measuring {test}"));
+        let programs = self.binary.parent().context("The binary is nowhere")?;
+        let output = self.workspace.logs().join("native-bench.json");
+        // What an earlier run has left is no result of this one.
+        let _ = std::fs::remove_file(&output);
+        let mut cargo = self.workspace.cargo();
+        cargo
+            .args([
+                "test",
+                "--quiet",
+                "--package",
+                "appliance",
+                "--bin",
+                "cabana",
+            ])
+            .args(["--", "--ignored", "--exact", "--nocapture", test])
+            .env("CABANA_NATIVE_PROGRAMS", programs)
+            .env("CABANA_BENCH_OUTPUT", &output);
+        command::logged(&mut cargo, &output.with_extension("log"), |_| {})?;
+        let text = std::fs::read_to_string(&output)
+            .with_context(|| format!("Cannot read {}", output.display()))?;
+        step.done("");
+        serde_json::from_str(&text).context("The measurement's result is not JSON")
+    }
+
     /// Runs `script` in a lab of its own with the binary, the demo image and `files`; answers what it printed.
     pub fn in_lab(&self, script: &str, files: &[LabFile]) -> Result<String> {
         packages::ensure(self.workspace, &[packages::LAB])?;
