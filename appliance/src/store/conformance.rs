@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use super::journal::Journal;
 use super::schema::tests::{pool, session};
 use super::{Change, HostStore, MemoryStore, PoolRecord, Records, SledStore, Store, Table};
 
@@ -170,12 +169,6 @@ fn memory_store_keeps_rows() {
 fn sled_store_keeps_rows() {
     let dir = tempfile::tempdir().unwrap();
     rows(&SledStore::open(dir.path()).unwrap());
-}
-
-#[test]
-fn journal_keeps_rows() {
-    let dir = tempfile::tempdir().unwrap();
-    rows(&Journal::open(&dir.path().join("journal")).unwrap());
 }
 
 #[test]

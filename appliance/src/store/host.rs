@@ -1,23 +1,22 @@
-//! The store of an appliance that serves: a database and a journal, because two kinds of truth are kept.
+//! The store of an appliance that serves: two databases, because two kinds of truth are kept.
 //!
-//! Pools and keys are in the database, in the state folder, and survive a power cut. Who owns which session is in the journal, in the run
+//! Pools and keys are in the state folder, and survive a power cut. Who owns which session is in the run
 //! folder, like the sockets of the workers that it speaks of: it is there for the next appliance process of this host's
 //! life, and after a reboot neither is. So a claim waits for no disk (`decisions/sessions-store.md`).
 
 use std::path::Path;
 
-use super::journal::Journal;
 use super::{Change, Outlives, Rows, SledStore, Store, StoreError, Table};
 
 /// See the module documentation.
 #[derive(Debug)]
 pub struct HostStore {
     kept: SledStore,
-    running: Journal,
+    running: SledStore,
 }
 
 impl HostStore {
-    /// Opens both, or makes them: the database in the folder `kept`, the journal in the file `running`.
+    /// Opens both folders, or makes them.
     pub fn open(kept: &Path, running: &Path) -> Result<Self, StoreError> {
         let kept = SledStore::open(kept)?;
         forget_sessions(&kept)?;
@@ -54,10 +53,6 @@ impl Store for HostStore {
         }
         self.of(first).apply(changes)
     }
-
-    fn waits(&self, table: Table) -> bool {
-        self.of(table).waits(table)
-    }
 }
 
 /// Sessions that an import or an older build left there ended with their workers.
@@ -76,20 +71,21 @@ fn forget_sessions(kept: &SledStore) -> Result<(), StoreError> {
 
 /// A damaged one is begun anew: nobody has a backup of who owns a session, and an appliance that does not start would
 /// end all of them.
-fn open_running(path: &Path) -> Result<Journal, StoreError> {
-    match Journal::open(path) {
+fn open_running(path: &Path) -> Result<SledStore, StoreError> {
+    let open = || SledStore::open_for(path, Outlives::Process);
+    match open() {
         Err(error @ StoreError::Damaged { .. }) => {
             let shown: &dyn std::error::Error = &error;
             tracing::error!(
                 error = shown,
                 "it is not known any more who owns the sessions of an earlier run"
             );
-            std::fs::remove_file(path).map_err(|source| StoreError::Disk {
+            std::fs::remove_dir_all(path).map_err(|source| StoreError::Disk {
                 attempt: "begin anew",
                 path: path.to_owned(),
                 source,
             })?;
-            Journal::open(path)
+            open()
         }
         opened => opened,
     }
@@ -118,7 +114,7 @@ mod tests {
         let store = HostStore::open(&kept, &running).unwrap();
         assert_eq!(store.scan(Table::Sessions, b"").unwrap().len(), 1);
         drop(store);
-        std::fs::remove_file(&running).unwrap();
+        std::fs::remove_dir_all(&running).unwrap();
         let store = HostStore::open(&kept, &running).unwrap();
         assert_eq!(store.scan(Table::Sessions, b"").unwrap(), []);
         assert_eq!(store.scan(Table::Pools, b"").unwrap().len(), 1);
@@ -153,7 +149,7 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let (kept, running) = (root.path().join("kept"), root.path().join("running"));
         drop(HostStore::open(&kept, &running).unwrap());
-        std::fs::write(&running, b"no such thing").unwrap();
+        std::fs::write(running.join("db"), [0x55; 4096]).unwrap();
         let store = HostStore::open(&kept, &running).unwrap();
         assert_eq!(store.scan(Table::Sessions, b"").unwrap(), []);
     }

@@ -11,11 +11,9 @@
 
 mod export;
 mod host;
-mod journal;
 #[cfg(test)]
 mod memory;
 mod records;
-mod rows;
 mod salvage;
 mod schema;
 mod sled;
@@ -109,7 +107,7 @@ impl Change {
 /// Rows of a scan: key and value.
 pub type Rows = Vec<(Vec<u8>, Vec<u8>)>;
 
-/// Durable bytes in tables. Most calls block: callers on the runtime go through [`Records`].
+/// Durable bytes in tables. Calls block: callers on the runtime go through [`Records`].
 pub trait Store: Send + Sync + 'static {
     /// The value under `key`.
     fn get(&self, table: Table, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError>;
@@ -120,11 +118,6 @@ pub trait Store: Send + Sync + 'static {
     /// Makes all changes or none. When this returns `Ok` they survive what their tables are to survive. A batch
     /// is of tables that survive the same.
     fn apply(&self, changes: &[Change]) -> Result<(), StoreError>;
-
-    /// Whether calls about this table may wait for a disk, so that threads with other work must not make them.
-    fn waits(&self, _: Table) -> bool {
-        true
-    }
 }
 
 /// Why the store could not answer.

@@ -125,14 +125,8 @@ impl Records {
         self.apply(Change::Remove { table, key }).await
     }
 
-    /// On another thread only if it must be: where processors are busy, each thread that a claim goes through costs it more than
-    /// its own work.
     async fn apply(&self, change: Change) -> Result<(), StoreError> {
-        if self.store.waits(change.table()) {
-            self.blocking(move |store| store.apply(&[change])).await
-        } else {
-            self.store.apply(&[change])
-        }
+        self.blocking(move |store| store.apply(&[change])).await
     }
 
     async fn blocking<T: Send + 'static>(

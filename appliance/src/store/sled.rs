@@ -5,7 +5,7 @@
 //! thread is switched off.
 //!
 //! On Linux `flush` writes to the file and waits with `sync_file_range`, which neither makes the disk empty its cache
-//! nor writes down how long the file has become (sync_file_range(2), "Warning"). So `fsync` follows.
+//! nor writes down how long the file has become (sync_file_range(2), "Warning"). So `fsync` follows where a power cut is to be survived.
 //!
 //! sled 0.34 passes over some kinds of damage; [`witness`] finds those. It answers some kinds of damage with a panic. A hook turns that into the one line
 //! that says what the operator can do, and into an orderly end of the process.
@@ -20,7 +20,7 @@ use std::thread;
 use std::time::Duration;
 
 use super::witness::{self, Files, Witness};
-use super::{Change, Rows, Store, StoreError, Table};
+use super::{Change, Outlives, Rows, Store, StoreError, Table};
 use crate::exit::Exit;
 
 /// Everything we keep is small: a few hundred bytes per session.
@@ -39,8 +39,8 @@ const LOCK_PAUSE: Duration = Duration::from_millis(100);
 pub struct SledStore {
     db: ::sled::Db,
     path: PathBuf,
-    /// sled's file.
-    log: File,
+    /// sled's file, where its changes are to survive a power cut.
+    log: Option<File>,
     /// The newest batch. Held while one is applied, so that their numbers are in the order of the log.
     newest: Mutex<u64>,
     /// The newest batch that is on disk.
@@ -61,12 +61,21 @@ impl Drop for SledStore {
 impl SledStore {
     /// Opens the database under `path`, or makes it.
     pub fn open(path: &Path) -> Result<Self, StoreError> {
+        Self::open_for(path, Outlives::PowerCut)
+    }
+
+    /// As [`SledStore::open`]; what is answered survives so much.
+    pub fn open_for(path: &Path, outlives: Outlives) -> Result<Self, StoreError> {
         let (db, newest) = with_patience(|| open_once(path))?;
         let failed = |error| translate("open", path, ::sled::Error::Io(error));
+        let log = match outlives {
+            Outlives::PowerCut => Some(settled(path).map_err(failed)?),
+            Outlives::Process => None,
+        };
         Ok(Self {
             db,
             path: path.to_owned(),
-            log: settled(path).map_err(failed)?,
+            log,
             newest: Mutex::new(newest),
             flushed: AtomicU64::new(newest),
             opened_at: newest,
@@ -116,7 +125,9 @@ impl Store for SledStore {
         };
         self.db.flush().map_err(self.failed("flush"))?;
         let failed = |error| self.failed("flush")(::sled::Error::Io(error));
-        self.log.sync_all().map_err(failed)?;
+        if let Some(log) = &self.log {
+            log.sync_all().map_err(failed)?;
+        }
         self.flushed.fetch_max(number, Ordering::AcqRel);
         Ok(())
     }
