@@ -46,9 +46,9 @@ impl Pace {
         now >= self.until && (self.failed == 0 || trying == 0)
     }
 
-    /// When the pause that runs ends.
+    /// When the next one may start, if the last one failed: when the pause ends, or now if it is over.
     pub fn resumes(&self, now: Moment) -> Option<Moment> {
-        (self.until > now).then_some(self.until)
+        (self.failed > 0).then(|| self.until.max(now))
     }
 
     /// One came up.

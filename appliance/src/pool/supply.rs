@@ -24,6 +24,8 @@ use super::table::{Place, Table, deny};
 
 /// How long a slot that nobody came for stays ready: a caller that gave up often comes again.
 pub(super) const LINGER: Duration = Duration::from_secs(60);
+/// How long after a start that is due and was not made it is due again.
+const AGAIN: Duration = Duration::from_secs(1);
 /// How long a desired revision lets claims go before it.
 pub(super) const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -159,7 +161,8 @@ impl Table {
         }
     }
 
-    /// When the next decision is due that depends on time alone.
+    /// When the next decision is due that depends on time alone. It stays due until [`tick`](Self::tick) has made it: whoever
+    /// asks in between, at whatever time, does not make it be forgotten.
     pub(super) fn supply_deadline(&self, now: Moment) -> Option<Moment> {
         if self.closing {
             return None;
@@ -167,15 +170,29 @@ impl Table {
         let refill = || {
             let wanted = self.active.supply() < self.wanted_of_active();
             let may = self.room() > self.kept_room() && self.active.warming() == 0;
-            (wanted && may).then(|| self.active.pace.resumes(now))?
+            (wanted && may).then(|| self.due(&self.active, now))?
         };
         let renewal = || {
             let desired = self.desired.as_ref()?;
-            let may = self.room() > 0 || self.active.ready() > 0;
-            (may && desired.warming() == 0).then(|| desired.pace.resumes(now))?
+            // Where a ready slot gives way, one that drains is to be gone first, and its end is an event.
+            let gives_way = self.active.ready() > 0 && self.draining == 0;
+            let may = self.room() > 0 || gives_way;
+            (may && desired.warming() == 0).then(|| self.due(desired, now))?
         };
         let deadlines = [refill(), renewal(), self.lingers_until()];
         deadlines.into_iter().flatten().min()
+    }
+
+    /// When the next start of this revision is due, if the last one failed. Where it was due and nothing came of it, because
+    /// the host has no room or a claim was tried first, it is due again after a while.
+    fn due(&self, stock: &Stock, now: Moment) -> Option<Moment> {
+        let resumes = stock.pace.resumes(now)?;
+        let tried = stock.tried.max(self.active.tried);
+        Some(if resumes > now {
+            resumes
+        } else {
+            now.max(tried + AGAIN)
+        })
     }
 
     fn room(&self) -> usize {

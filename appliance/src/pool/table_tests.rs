@@ -320,6 +320,41 @@ fn refill_that_fails_denies_nobody_and_is_tried_again_after_a_pause() {
     assert_eq!(table.tick(retry), [refill(1)]);
 }
 
+/// Somebody looked at the pool in the millisecond between the end of the pause and the timer: the pool was never filled again.
+#[test]
+fn start_that_is_due_stays_due_until_it_is_made() {
+    let mut table = stocked(2, 1);
+    fail(&mut table, 0, 1);
+    gone(&mut table, 0, 1);
+    let retry = table.next_deadline(at(1)).unwrap();
+    for late in [retry, retry + Duration::from_nanos(1), retry + at(1)] {
+        let due = table.next_deadline(late).expect("it is due");
+        assert!(due <= retry + at(1), "{due:?}");
+    }
+    assert_eq!(table.tick(retry + at(1)), [refill(1)]);
+    assert_eq!(table.next_deadline(retry + at(1)), None);
+
+    // The same for a revision that is to be the next one.
+    let mut table = stocked(2, 1);
+    assert_eq!(
+        table.update(limits(2, 1), TWO, at(0)),
+        [fill(1, TWO, Urgency::Refill)]
+    );
+    fail(&mut table, 1, 1);
+    gone(&mut table, 1, 1);
+    let late = table.next_deadline(at(1)).unwrap() + at(1);
+    assert_eq!(table.next_deadline(late), Some(late));
+    assert_eq!(table.tick(late), [fill(2, TWO, Urgency::Refill)]);
+
+    // Where it has to wait for a slot that drains, nothing is due.
+    let mut table = stocked(1, 1);
+    assert_eq!(
+        table.update(limits(1, 1), TWO, at(0)),
+        [drain(0, EndReason::Superseded)]
+    );
+    assert_eq!(table.next_deadline(at(9)), None);
+}
+
 #[test]
 fn claim_of_a_ready_slot_does_not_end_the_pause_of_refills_that_fail() {
     let mut table = stocked(9, 2);
