@@ -4,6 +4,7 @@
     reason = "everything here is a test; a panic is how it fails"
 )]
 
+mod audit;
 mod auth;
 mod bad_input;
 mod doctor;
@@ -26,6 +27,7 @@ use std::process::ExitCode;
 
 fn main() -> ExitCode {
     e2e::harness::main(&[
+        audit::TESTS,
         doctor::TESTS,
         bad_input::TESTS,
         first_light::TESTS,

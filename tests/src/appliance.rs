@@ -24,7 +24,7 @@ use crate::log::Log;
 use crate::pool::{Pool, PoolBuilder, Session};
 use crate::process::Process;
 use crate::traces::Traces;
-use crate::{Cli, artifacts, process};
+use crate::{Cli, artifacts, process, traces};
 
 /// The appliance unpacks the guest kernel first, which an emulated processor does slowly.
 const START_LIMIT: Duration = Duration::from_secs(60);
@@ -422,13 +422,17 @@ pub fn new_root() -> TempDir {
     builder
         .prefix("cabana-")
         .permissions(fs::Permissions::from_mode(0o755));
-    builder.tempdir().expect("a temporary folder can be made")
+    let root = builder.tempdir().expect("a temporary folder can be made");
+    traces::root_was_made(root.path());
+    root
 }
 
 /// A loopback address that nobody listens on.
 pub fn free_address() -> SocketAddr {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("loopback is up");
-    listener.local_addr().expect("the listener is bound")
+    let address = listener.local_addr().expect("the listener is bound");
+    traces::port_was_chosen(address.port());
+    address
 }
 
 /// Whether a status is the end by this signal.

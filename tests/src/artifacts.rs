@@ -18,6 +18,8 @@ const PYTHON_VARIABLE: &str = "CABANA_PYTHON_IMAGE";
 const PYTHON_DEFAULT: &str = "/python.tar";
 /// `1`: a host that cannot run guests is a failure and not a reason to skip.
 const REQUIRE_KVM_VARIABLE: &str = "CABANA_REQUIRE_KVM";
+/// `1`: the host is there for the tests alone, so that whatever is new on it is theirs.
+const OWN_HOST_VARIABLE: &str = "CABANA_OWN_HOST";
 
 /// The binary under test, as an absolute path without links.
 pub fn cabana() -> &'static Path {
@@ -56,7 +58,16 @@ fn image(variable: &str, default: &str) -> PathBuf {
 
 /// Whether guests must be able to run here.
 pub fn kvm_is_required() -> bool {
-    env::var_os(REQUIRE_KVM_VARIABLE).is_some_and(|value| value == "1")
+    is_set(REQUIRE_KVM_VARIABLE)
+}
+
+/// Whether nobody else uses this host.
+pub fn host_is_ours() -> bool {
+    is_set(OWN_HOST_VARIABLE)
+}
+
+fn is_set(variable: &str) -> bool {
+    env::var_os(variable).is_some_and(|value| value == "1")
 }
 
 /// What `cabana doctor` says about this host.

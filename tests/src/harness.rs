@@ -4,11 +4,15 @@
 //! of what is tested here. The command line and the output are the standard harness's, as far as
 //! they are used: name filters, `--exact`, `--skip`, `--list`.
 //!
+//! Last comes the leak audit (see `audit`). `--note-host FILE` runs no test and writes down what it begins with, for a run
+//! with `--host-before FILE` that comes after other programs: then it is about all of them.
+//!
 //! A test that needs guests on a host that cannot run them prints `SKIPPED: <test>: <reason>` and passes,
 //! unless `CABANA_REQUIRE_KVM=1`.
 
 use std::any::Any;
 use std::panic::{self, AssertUnwindSafe};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::mpsc;
 use std::thread;
@@ -16,6 +20,7 @@ use std::time::{Duration, Instant};
 
 use crate::appliance::{self, TestAppliance};
 use crate::artifacts;
+use crate::audit::Audit;
 
 /// A test that takes longer hangs. Two hundred forks are the longest one.
 const TEST_LIMIT: Duration = Duration::from_secs(360);
@@ -23,6 +28,9 @@ const TEST_LIMIT: Duration = Duration::from_secs(360);
 const FAILED: u8 = 101;
 /// The end of the shared appliance, which is a test too.
 const LAST: &str = "shared_appliance_ends_in_order_and_leaves_nothing_behind";
+
+/// Comes when nothing runs any more.
+const AUDIT: &str = "leak_audit_finds_nothing_on_the_host";
 
 /// What a test needs.
 #[derive(Clone, Copy)]
@@ -72,16 +80,15 @@ struct Arguments {
     skip: Vec<String>,
     exact: bool,
     list: bool,
+    note_host: Option<PathBuf>,
+    host_before: Option<PathBuf>,
 }
 
 /// Runs what the command line asks for.
 pub fn main(tests: &[&[Test]]) -> ExitCode {
     let arguments = match Arguments::parse(std::env::args().skip(1)) {
         Ok(arguments) => arguments,
-        Err(message) => {
-            eprintln!("error: {message}");
-            return ExitCode::from(FAILED);
-        }
+        Err(message) => return ended(Err(message)),
     };
     let all: Vec<&Test> = tests.iter().copied().flatten().collect();
     let chosen: Vec<&Test> = all
@@ -97,7 +104,19 @@ pub fn main(tests: &[&[Test]]) -> ExitCode {
     }
     // Into the same stream as everything else, so that they stand in the order in which they happened.
     panic::set_hook(Box::new(|info| println!("{info}")));
+    if let Some(file) = &arguments.note_host {
+        return ended(Audit::begin().note(file));
+    }
+    let audit = match &arguments.host_before {
+        Some(file) => Audit::begun_at(file),
+        None => Ok(Audit::begin()),
+    };
+    let audit = match audit {
+        Ok(audit) => audit,
+        Err(message) => return ended(Err(message)),
+    };
     let mut session = Runner {
+        audit,
         shared: None,
         passed: 0,
         failed: Vec::new(),
@@ -110,6 +129,16 @@ pub fn main(tests: &[&[Test]]) -> ExitCode {
     session.finish(all.len() - chosen.len())
 }
 
+fn ended(outcome: Result<(), String>) -> ExitCode {
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(message) => {
+            eprintln!("error: {message}");
+            ExitCode::from(FAILED)
+        }
+    }
+}
+
 impl Arguments {
     fn parse(mut from: impl Iterator<Item = String>) -> Result<Self, String> {
         let mut arguments = Self::default();
@@ -120,6 +149,8 @@ impl Arguments {
                 "--skip" => arguments
                     .skip
                     .push(from.next().ok_or("--skip needs a name")?),
+                "--note-host" => arguments.note_host = Some(file(&argument, from.next())?),
+                "--host-before" => arguments.host_before = Some(file(&argument, from.next())?),
                 // One after the other and seen at once: that is how it is here anyway.
                 "--nocapture" | "--no-capture" | "--show-output" | "--test-threads=1"
                 | "--quiet" | "-q" => {}
@@ -144,6 +175,12 @@ impl Arguments {
     }
 }
 
+fn file(flag: &str, named: Option<String>) -> Result<PathBuf, String> {
+    named
+        .map(PathBuf::from)
+        .ok_or_else(|| format!("{flag} needs a file"))
+}
+
 /// The shared appliance, once a test has asked for it.
 enum Shared {
     Running(Box<TestAppliance>),
@@ -152,6 +189,7 @@ enum Shared {
 }
 
 struct Runner {
+    audit: Audit,
     shared: Option<Shared>,
     passed: usize,
     failed: Vec<String>,
@@ -204,6 +242,10 @@ impl Runner {
             let outcome = guarded(LAST, || host.stop());
             self.report(LAST, started, outcome);
         }
+        let started = Instant::now();
+        let audit = &self.audit;
+        let outcome = guarded(AUDIT, || audit.finish());
+        self.report(AUDIT, started, outcome);
         if !self.failed.is_empty() {
             println!("\nfailures:\n    {}", self.failed.join("\n    "));
         }

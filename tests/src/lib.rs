@@ -7,11 +7,14 @@
 //! - `client`: HTTPS, HTTP/1.1 and HTTP/2, and the bare TLS stream for malformed requests.
 //! - `artifacts`: the binary and the images, named by the environment.
 //! - `process`, `traces`, `log`, `golden`: what can be seen of the appliance on the host.
+//! - `audit`: the host before the first test and after the last one.
 //!
-//! Nothing here sleeps: everything waits for an event, with a deadline that says what did not happen.
+//! Nothing here sleeps and hopes: everything waits for an event, or looks again and again where there is none, with a deadline that
+//! says what did not happen.
 
 pub mod appliance;
 pub mod artifacts;
+pub mod audit;
 pub mod cli;
 pub mod client;
 pub mod golden;

@@ -4,7 +4,8 @@ use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::Path;
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
@@ -13,6 +14,9 @@ use crate::artifacts;
 
 /// What a worker executes: it is inside the binary, and never has a name on disk.
 const WORKER: &str = "/memfd:cabana-worker (deleted)";
+
+/// Between two looks. Each takes a few milliseconds on an emulated processor, and guests shall come up meanwhile.
+const PAUSE: Duration = Duration::from_millis(10);
 
 /// A process that runs the binary under test, or the worker inside it.
 #[derive(Debug)]
@@ -38,11 +42,7 @@ impl Process {
         }
         let command = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
         let role = command.split(|byte| *byte == 0).nth(1).unwrap_or_default();
-        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-        // proc(5): state and parent follow the name, which may contain anything, in parentheses.
-        let (name, rest) = stat.rsplit_once(')')?;
-        let title = name.split_once('(')?.1.to_owned();
-        let parent = rest.split_whitespace().nth(1)?.parse().ok()?;
+        let Stat { title, parent, .. } = Stat::of(pid)?;
         Some(Self {
             pid,
             role: String::from_utf8_lossy(role).into_owned(),
@@ -67,11 +67,16 @@ impl Process {
         pidfd_send_signal(&self.pidfd, Signal::STOP).expect("it is there and may be stopped");
     }
 
+    /// Whether it has ended when this returns.
+    pub fn ends_within(&self, limit: Duration) -> bool {
+        ends_within(&self.pidfd, limit)
+    }
+
     /// Waits for its end.
     #[track_caller]
     pub fn assert_ends_within(&self, limit: Duration) {
         assert!(
-            ends_within(&self.pidfd, limit),
+            self.ends_within(limit),
             "`cabana {}` (pid {}) still runs after {limit:?}",
             self.role,
             self.pid
@@ -79,11 +84,75 @@ impl Process {
     }
 }
 
+/// What is used of `/proc/<pid>/stat`.
+struct Stat {
+    title: String,
+    state: char,
+    parent: u32,
+}
+
+impl Stat {
+    fn of(pid: u32) -> Option<Self> {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        // proc(5): state and parent follow the name, which may contain anything, in parentheses.
+        let (name, rest) = stat.rsplit_once(')')?;
+        let mut rest = rest.split_whitespace();
+        Some(Self {
+            title: name.split_once('(')?.1.to_owned(),
+            state: rest.next()?.parse().ok()?,
+            parent: rest.next()?.parse().ok()?,
+        })
+    }
+}
+
+/// All processes of this host.
+pub fn ids() -> impl Iterator<Item = u32> {
+    let entries = fs::read_dir("/proc").expect("/proc is mounted");
+    entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+}
+
 /// All processes of the binary under test, our own children among them.
 pub fn all() -> Vec<Process> {
-    let entries = fs::read_dir("/proc").expect("/proc is mounted");
-    let pids = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
-    pids.filter_map(Process::look).collect()
+    ids().filter_map(Process::look).collect()
+}
+
+/// The process of a worker, which has a cgroup of its own with this id.
+pub fn of_worker(id: &str) -> Option<Process> {
+    let leaf = format!("/sys/fs/cgroup/cabana/{}", id.replace('-', ""));
+    let ids = fs::read_to_string(Path::new(&leaf).join("cgroup.procs")).ok()?;
+    ids.lines().find_map(|pid| Process::look(pid.parse().ok()?))
+}
+
+/// The worker that a line of the log is about.
+pub fn worker_in(line: &str) -> Option<&str> {
+    const UUID: usize = 36;
+    line.split_once("worker=")?.1.get(..UUID)
+}
+
+/// Waits until there is a process that fits. The kernel tells nobody when one starts or changes its name, so this looks
+/// again and again.
+#[track_caller]
+pub fn appears(limit: Duration, what: &str, fits: impl Fn(&Process) -> bool) -> Process {
+    let deadline = Instant::now() + limit;
+    loop {
+        if let Some(found) = all().into_iter().find(&fits) {
+            return found;
+        }
+        assert!(
+            Instant::now() < deadline,
+            "{what} does not appear within {limit:?}"
+        );
+        thread::sleep(PAUSE);
+    }
+}
+
+/// Processes that have ended and that their parents have not waited for, with their names.
+pub fn zombies() -> Vec<(u32, String)> {
+    let dead = |pid| {
+        let stat = Stat::of(pid).filter(|stat| stat.state == 'Z')?;
+        Some((pid, stat.title))
+    };
+    ids().filter_map(dead).collect()
 }
 
 /// A process and all that descend from it, the process first.
@@ -112,7 +181,7 @@ pub fn open(pid: u32) -> Option<OwnedFd> {
 pub fn ends_within(pidfd: &OwnedFd, limit: Duration) -> bool {
     let limit = Timespec {
         tv_sec: limit.as_secs().try_into().unwrap_or(i64::MAX),
-        tv_nsec: 0,
+        tv_nsec: limit.subsec_nanos().into(),
     };
     loop {
         match poll(&mut [PollFd::new(pidfd, PollFlags::IN)], Some(&limit)) {

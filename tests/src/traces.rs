@@ -1,12 +1,40 @@
-//! What an appliance can leave behind on its host: processes, sockets, folders, disks, cgroups.
+//! What an appliance can leave behind on its host: processes, sockets, folders, disks, cgroups, mounts, microVMs.
+//!
+//! [`Traces::take`] is about one appliance, which may be running, and is what tests compare. [`Traces::of_tests`] is about all that the
+//! tests have started, sockets and the kernel's own things among it, and is for the time when nothing of theirs runs (see `audit`).
+
+mod host;
 
 use std::collections::BTreeSet;
+use std::fmt::Display;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::process::{self, Process};
 
+pub use host::Memory;
+
 const CGROUPS: &str = "/sys/fs/cgroup";
+/// Below a root.
+const DISKS: &str = "var/lib/cabana/disks";
+/// Where images and goldens are while they are made or removed.
+const UNFINISHED: [(&str, &[&str]); 2] = [
+    ("var/lib/cabana/images/.tmp", &[""]),
+    ("var/lib/cabana/golden", &[".new-", ".old-"]),
+];
+
+/// What was handed out to tests, so that it is known for theirs on a host that others use as well.
+static MADE: Mutex<Made> = Mutex::new(Made {
+    roots: Vec::new(),
+    ports: Vec::new(),
+});
+
+#[derive(Clone, Debug)]
+struct Made {
+    roots: Vec<PathBuf>,
+    ports: Vec<u16>,
+}
 
 /// A picture of the host, one line per thing.
 #[derive(Clone, Debug, Default)]
@@ -15,32 +43,86 @@ pub struct Traces(BTreeSet<String>);
 impl Traces {
     /// `root` is the appliance's root. Processes are those of the binary under test, whoever started them.
     pub fn take(root: &Path) -> Self {
-        let disks = root.join("var/lib/cabana/disks");
-        let mut lines = BTreeSet::new();
+        let mut traces = Self::default();
+        traces.add_processes();
+        traces.add_cgroups();
+        traces.add_files(root);
+        traces
+    }
+
+    /// All that tests can leave on this host. `whole`: it is there for them alone, so that whatever is new on it is
+    /// theirs; elsewhere only what is known to be theirs counts.
+    pub fn of_tests(whole: bool) -> Self {
+        let Made { roots, ports } = made().clone();
+        let mut traces = Self::default();
+        traces.add_processes();
+        traces.add_cgroups();
+        for root in roots.iter().filter(|root| root.exists()) {
+            traces.add("file", root.display());
+            traces.add_files(root);
+        }
+        let lines = &mut traces.0;
+        host::zombies(lines);
+        host::held(lines, whole, &roots);
+        host::unix_sockets(lines, whole, &roots);
+        host::tcp_sockets(lines, whole, &ports);
+        host::mounts(lines, whole, &roots);
+        host::shared_memory(lines, whole);
+        if whole {
+            host::kvm_users(lines);
+            for folder in ["/run", "/tmp", "/var"] {
+                below(Path::new(folder), &mut |path| {
+                    traces.add("file", path.display());
+                });
+            }
+        }
+        traces
+    }
+
+    fn add_processes(&mut self) {
         for process in process::all() {
-            lines.insert(line_of(&process));
+            self.0.insert(line_of(&process));
             // A session's disk has no name, so it lives as long as somebody has it open.
-            let open = fs::read_dir(format!("/proc/{}/fd", process.pid));
-            for entry in open.into_iter().flatten().flatten() {
-                let Ok(target) = fs::read_link(entry.path()) else {
-                    continue;
-                };
-                if target.starts_with(&disks) {
-                    lines.insert(format!("disk {} of {}", target.display(), process.role));
+            for target in host::open_files(process.pid) {
+                let disk = target
+                    .parent()
+                    .is_some_and(|folder| folder.ends_with(DISKS));
+                if disk {
+                    let line = format!("{} of {}", target.display(), process.role);
+                    self.add("disk", line);
                 }
             }
         }
-        for folder in [&root.join("run/cabana"), &disks] {
-            below(folder, &mut |path| {
-                lines.insert(format!("file {}", path.display()));
-            });
-        }
+    }
+
+    fn add_cgroups(&mut self) {
         below(Path::new(CGROUPS), &mut |path| {
             if path.is_dir() && path.components().any(|part| part.as_os_str() == "cabana") {
-                lines.insert(format!("cgroup {}", path.display()));
+                self.add("cgroup", path.display());
             }
         });
-        Self(lines)
+    }
+
+    fn add_files(&mut self, root: &Path) {
+        for folder in ["run/cabana", DISKS] {
+            below(&root.join(folder), &mut |path| {
+                self.add("file", path.display());
+            });
+        }
+        for (folder, prefixes) in UNFINISHED {
+            let entries = fs::read_dir(root.join(folder));
+            for entry in entries.into_iter().flatten().flatten() {
+                let name = entry.file_name();
+                let name = name.to_string_lossy();
+                if prefixes.iter().any(|prefix| name.starts_with(prefix)) {
+                    self.add("unfinished", entry.path().display());
+                }
+            }
+        }
+    }
+
+    fn add(&mut self, kind: &str, what: impl Display) {
+        self.0.insert(format!("{kind} {what}"));
     }
 
     /// What is here and was not there before.
@@ -56,6 +138,34 @@ impl Traces {
     pub fn accept(&mut self, before: &Self, after: &Self) {
         self.0.extend(after.since(before));
     }
+
+    pub fn count(&self) -> usize {
+        self.0.len()
+    }
+
+    /// One line per thing.
+    pub fn to_text(&self) -> String {
+        let lines: Vec<&str> = self.0.iter().map(String::as_str).collect();
+        lines.join("\n")
+    }
+
+    pub fn from_text(text: &str) -> Self {
+        Self(text.lines().map(str::to_owned).collect())
+    }
+}
+
+/// From now on this root is one of the tests'.
+pub(crate) fn root_was_made(root: &Path) {
+    made().roots.push(root.to_owned());
+}
+
+/// From now on who listens on this port is one of the tests.
+pub(crate) fn port_was_chosen(port: u16) {
+    made().ports.push(port);
+}
+
+fn made() -> MutexGuard<'static, Made> {
+    MADE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn line_of(process: &Process) -> String {

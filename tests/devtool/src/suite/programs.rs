@@ -16,6 +16,8 @@ use crate::workspace::Workspace;
 const PACKAGES: &[&str] = &["vmm", "e2e"];
 /// The program that is dealt out test by test; the others run whole.
 const DEALT: &str = "e2e";
+/// The host before the first test, for the leak audit after the last one.
+const HOST_BEFORE: &str = "/suite/host-before";
 
 pub struct Programs(Vec<Program>);
 
@@ -51,7 +53,11 @@ impl Programs {
                 });
             }
         }
-        programs.sort_by(|left, right| left.name.cmp(&right.name));
+        // The dealt one last: it evens out what the others leave uneven, and its leak audit is about them all.
+        programs.sort_by(|left, right| {
+            let key = |program: &Program| (program.name == DEALT, program.name.clone());
+            key(left).cmp(&key(right))
+        });
         if !programs.iter().any(|program| program.name == DEALT) {
             bail!("cargo built no test program {DEALT}");
         }
@@ -78,7 +84,6 @@ impl Programs {
                 continue;
             }
             if program.name != DEALT {
-                // Whole programs first: they are short, and the dealt one evens out what they leave uneven.
                 if let Some(hand) = hands.get_mut(next % labs) {
                     hand.push_str(&run_line(&program.name, &program.name, only.into_iter()));
                 }
@@ -97,13 +102,16 @@ impl Programs {
                     hand.push_str(&run_line(
                         &label,
                         &program.name,
-                        std::iter::once("--exact").chain(mine),
+                        ["--host-before", HOST_BEFORE, "--exact"]
+                            .into_iter()
+                            .chain(mine),
                     ));
                 }
             }
         }
         let setting = format!(
-            "export CABANA_REQUIRE_KVM=1 CABANA_GUEST_DIR={FOLDER}/guest RUST_BACKTRACE=1\nexec 2>&1\n"
+            "export CABANA_REQUIRE_KVM=1 CABANA_OWN_HOST=1 CABANA_GUEST_DIR={FOLDER}/guest RUST_BACKTRACE=1\nexec 2>&1\n\
+             {FOLDER}/{DEALT} --note-host {HOST_BEFORE}\n"
         );
         Ok(hands
             .into_iter()
