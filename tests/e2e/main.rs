@@ -17,6 +17,8 @@ mod forks_unique;
 mod forwarding;
 mod guest_end;
 mod inside;
+mod kill_images;
+mod kill_workers;
 mod lifecycle;
 mod probes;
 mod ready;
@@ -43,6 +45,8 @@ fn main() -> ExitCode {
         forks_many::TESTS,
         probes::TESTS,
         ready::TESTS,
+        kill_workers::TESTS,
+        kill_images::TESTS,
         sources::TESTS,
         lifecycle::TESTS,
     ])

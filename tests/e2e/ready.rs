@@ -2,11 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use e2e::{Pool, TestAppliance};
+use e2e::TestAppliance;
+use e2e::process::worker_in;
 use hyper::Method;
-use serde_json::Value;
 
 e2e::tests! {
     Shared: [
@@ -19,33 +19,11 @@ e2e::tests! {
 
 /// What filling a pool may take on an emulated processor.
 const LIMIT: Duration = Duration::from_secs(90);
-const PAUSE: Duration = Duration::from_millis(200);
-
-/// Waits until the pool shows what is wanted.
-#[track_caller]
-fn wait_until(host: &TestAppliance, pool: &Pool, what: &str, wanted: impl Fn(&Value) -> bool) {
-    let begun = Instant::now();
-    loop {
-        let shown = host
-            .cli()
-            .json(&["sessionpool", "show", "--name", &pool.name]);
-        if wanted(&shown["properties"]) {
-            return;
-        }
-        assert!(begun.elapsed() < LIMIT, "not {what}: {shown:#}");
-        thread::sleep(PAUSE);
-    }
-}
-
-fn counts(properties: &Value, ready: u64, allocated: u64) -> bool {
-    let counts = &properties["sessionCounts"];
-    counts["ready"] == ready && counts["allocated"] == allocated && counts["pending"] == 0
-}
 
 fn pool_keeps_sessions_ready_and_a_request_takes_one_of_them(host: &TestAppliance) {
     let flags = ["--ready-sessions", "2", "--max-sessions", "3"];
     let pool = host.pool("warm").with(&flags).create();
-    wait_until(host, &pool, "filled", |shown| counts(shown, 2, 0));
+    pool.wait_for_counts(2, 0);
     assert_eq!(host.workers().len(), 2);
 
     let start = host.log().position();
@@ -54,25 +32,24 @@ fn pool_keeps_sessions_ready_and_a_request_takes_one_of_them(host: &TestApplianc
     // The guest that it was given had come up before it was asked for.
     let came_up = |line: &String| line.contains("Container accepts connections");
     let earlier = host.log().since(0);
-    let worker = |line: &str| Some(line.split("worker=").nth(1)?.get(..36)?.to_owned());
     let started = host.wait_for_line(start, LIMIT, "that the session has started", |line| {
         line.contains("session started") && line.contains("pool=warm ")
     });
-    let given = worker(&started).unwrap();
+    let given = worker_in(&started).unwrap();
     let up = earlier.iter().take(start).filter(|line| came_up(line));
     assert!(
-        up.filter_map(|line| worker(line)).any(|up| up == given),
+        up.filter_map(|line| worker_in(line)).any(|up| up == given),
         "{given} was not ready: {earlier:#?}"
     );
 
-    wait_until(host, &pool, "refilled", |shown| counts(shown, 2, 1));
+    pool.wait_for_counts(2, 1);
     assert_eq!(host.workers().len(), 3);
     assert_eq!(session.boot_id(), boot);
     // The maximum holds for those that wait, too: a second session is given one, and no third is made ready.
     assert_ne!(pool.session("user-2").boot_id(), boot);
-    wait_until(host, &pool, "full", |shown| counts(shown, 1, 2));
+    pool.wait_for_counts(1, 2);
     assert_ne!(pool.session("user-3").boot_id(), boot);
-    wait_until(host, &pool, "full", |shown| counts(shown, 0, 3));
+    pool.wait_for_counts(0, 3);
     let refused = pool.session("user-4").get("/");
     refused.assert_refused(429, "MaxConcurrentSessionsReached");
     assert!(refused.headers.contains_key("retry-after"), "{refused:?}");
@@ -85,7 +62,7 @@ fn change_of_the_container_is_for_new_sessions_and_those_that_are_there_live_on(
 ) {
     let flags = ["--ready-sessions", "1", "--max-sessions", "4"];
     let pool = host.pool("moving").with(&flags).create();
-    wait_until(host, &pool, "filled", |shown| counts(shown, 1, 0));
+    pool.wait_for_counts(1, 0);
     let old = pool.session("user-1");
     let boot = old.boot_id();
     let update = ["sessionpool", "update", "--name", "moving"];
@@ -94,9 +71,10 @@ fn change_of_the_container_is_for_new_sessions_and_those_that_are_there_live_on(
         &["--env-vars", "DEMO_HEALTHY_AFTER_MS=1000000000"],
     ]
     .concat());
-    wait_until(host, &pool, "moved over", |shown| {
-        counts(shown, 1, 1) && shown["templateUpdateStatus"]["desiredTemplate"].is_null()
+    pool.wait_until("moved over", |shown| {
+        shown["templateUpdateStatus"]["desiredTemplate"].is_null()
     });
+    pool.wait_for_counts(1, 1);
     let new = pool.session("user-2");
     assert_eq!(new.get("/healthz").status, 503, "not of the new revision");
     assert_eq!(old.get("/healthz").status, 200, "not of the old revision");
@@ -105,7 +83,7 @@ fn change_of_the_container_is_for_new_sessions_and_those_that_are_there_live_on(
     // A container that cannot be started never comes up: the one before it goes on serving, and the pool says so.
     host.cli()
         .ok(&[&update[..], &["--command", "/no-such-program"]].concat());
-    wait_until(host, &pool, "failing", |shown| {
+    pool.wait_until("failing", |shown| {
         shown["sessionCounts"]["failed"].as_u64() > Some(0)
     });
     assert_eq!(pool.session("user-3").get("/healthz").status, 503);
@@ -142,6 +120,8 @@ fn two_hundred_requests_for_twenty_identifiers_at_once_make_twenty_sessions(host
             "{identifier} had two guests: {answers:?}"
         );
     }
+    // The pool counts them as the callers do, and the host has no process more.
+    pool.wait_for_counts(0, 20);
     assert_eq!(host.workers().len(), IDENTIFIERS);
     pool.delete();
     assert!(host.workers().is_empty());

@@ -1,5 +1,8 @@
 //! Pools and sessions as the tests see them.
 
+use std::thread;
+use std::time::{Duration, Instant};
+
 use bytes::Bytes;
 use hyper::header::AUTHORIZATION;
 use hyper::http::request;
@@ -8,11 +11,17 @@ use serde_json::{Value, json};
 
 use crate::cli::Ran;
 use crate::client::{Answer, Body, empty, full};
+use crate::process::{self, Process};
 use crate::{Client, TestAppliance};
 
 /// Pools of the command line live in this subscription.
 const SUBSCRIPTION: &str = "00000000-0000-0000-0000-000000000000";
 const RESOURCE_GROUP: &str = "default";
+
+/// What filling a pool, or moving it over to a new revision, may take on an emulated processor.
+const CHANGE_LIMIT: Duration = Duration::from_secs(90);
+/// Between two looks at a pool.
+const PAUSE: Duration = Duration::from_millis(200);
 
 /// What a pool is made from. Without more it runs the demo image.
 pub struct PoolBuilder<'a> {
@@ -77,9 +86,7 @@ impl<'a> PoolBuilder<'a> {
             },
         });
         merge(&mut whole, properties);
-        let target = format!(
-            "/subscriptions/{SUBSCRIPTION}/resourceGroups/{RESOURCE_GROUP}/providers/Microsoft.App/sessionPools/{name}?api-version=2026-07-01"
-        );
+        let target = resource(&name, "");
         let body = json!({ "location": "local", "properties": whole });
         let answer = host.admin(Method::PUT, &target, &body);
         if answer.status >= 300 {
@@ -139,6 +146,72 @@ impl<'a> Pool<'a> {
         }
     }
 
+    /// The resource's properties; `None`: there is no such pool.
+    pub fn properties(&self) -> Option<Value> {
+        let target = resource(&self.name, "");
+        let answer = self.host.admin(Method::GET, &target, &Value::Null);
+        (answer.status != 404).then(|| answer.json()["properties"].take())
+    }
+
+    #[track_caller]
+    pub fn counts(&self) -> Counts {
+        let properties = self.properties();
+        Counts::of(&properties.unwrap_or_else(|| panic!("there is no pool {}", self.name)))
+    }
+
+    /// Waits until the pool's properties are as wanted. It says what it holds and not when that changes, so it is asked
+    /// again and again.
+    #[track_caller]
+    pub fn wait_until(&self, what: &str, wanted: impl Fn(&Value) -> bool) {
+        let begun = Instant::now();
+        loop {
+            let shown = self.properties().unwrap_or_default();
+            if wanted(&shown) {
+                return;
+            }
+            assert!(
+                begun.elapsed() < CHANGE_LIMIT,
+                "{} is not {what}: {shown:#}\n{}",
+                self.name,
+                self.host.report(0)
+            );
+            thread::sleep(PAUSE);
+        }
+    }
+
+    /// Waits until so many sessions are ready and allocated, nothing is on its way and no start has failed since.
+    #[track_caller]
+    pub fn wait_for_counts(&self, ready: u64, allocated: u64) {
+        self.wait_for(Counts::settled(ready, allocated));
+    }
+
+    #[track_caller]
+    pub fn wait_for(&self, wanted: Counts) {
+        let what = format!("{wanted:?}");
+        self.wait_until(&what, |shown| {
+            !shown.is_null() && Counts::of(shown) == wanted
+        });
+    }
+
+    /// What the administration says of a session; `None`: there is none.
+    pub fn look(&self, identifier: &str) -> Option<Value> {
+        let target = resource(
+            &self.name,
+            &format!("/sessions/{}", percent_encode(identifier)),
+        );
+        let answer = self.host.admin(Method::GET, &target, &Value::Null);
+        (answer.status < 400).then(|| answer.json())
+    }
+
+    /// The process of a session.
+    #[track_caller]
+    pub fn worker_of(&self, identifier: &str) -> Process {
+        let look = self.look(identifier);
+        let look = look.unwrap_or_else(|| panic!("{identifier} has no session"));
+        let id = look["worker"].as_str().expect("a session has a worker");
+        process::of_worker(id).unwrap_or_else(|| panic!("no process of worker {id}: {look}"))
+    }
+
     /// Ends all sessions of the pool. Returns when nothing of them is left.
     pub fn delete(self) {
         self.host
@@ -148,9 +221,55 @@ impl<'a> Pool<'a> {
     }
 }
 
+/// What a pool holds, as the resource says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Counts {
+    pub ready: u64,
+    pub allocated: u64,
+    pub pending: u64,
+    pub draining: u64,
+    /// Starts that failed in a row.
+    pub failed: u64,
+}
+
+impl Counts {
+    /// Nothing is on its way and nothing failed.
+    pub fn settled(ready: u64, allocated: u64) -> Self {
+        Self {
+            ready,
+            allocated,
+            pending: 0,
+            draining: 0,
+            failed: 0,
+        }
+    }
+
+    fn of(properties: &Value) -> Self {
+        let count = |name: &str| {
+            let count = properties["sessionCounts"][name].as_u64();
+            count.unwrap_or_else(|| panic!("no count {name}: {properties}"))
+        };
+        Self {
+            ready: count("ready"),
+            allocated: count("allocated"),
+            pending: count("pending"),
+            draining: count("draining"),
+            failed: count("failed"),
+        }
+    }
+}
+
 /// Path of a pool's endpoint, without a slash at its end.
 pub fn endpoint(pool: &str) -> String {
     format!("/subscriptions/{SUBSCRIPTION}/resourceGroups/{RESOURCE_GROUP}/sessionPools/{pool}")
+}
+
+/// The pool's address for the administration, or that of something in it.
+fn resource(pool: &str, inside: &str) -> String {
+    format!(
+        "/subscriptions/{SUBSCRIPTION}/resourceGroups/{RESOURCE_GROUP}/providers/Microsoft.App/sessionPools/{pool}{inside}\
+         ?api-version=2026-07-01"
+    )
 }
 
 impl Session<'_> {
