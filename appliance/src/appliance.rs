@@ -12,12 +12,12 @@ use crate::exit::{Exit, Failure};
 use crate::guest::Guest;
 use crate::warden::client::WardenClient;
 use crate::warden::program;
-use crate::warden::protocol::{ApplianceSetup, Task};
+use crate::warden::protocol::{ApplianceSetup, Ending, Task};
 use crate::worker::{Settings, WorkerHost};
 use crate::{bench, golden, images, privileges, service, telemetry};
 
-/// How long the service may take to end once the warden is gone and its workers with it.
-const ORPHAN_LIMIT: Duration = Duration::from_secs(1);
+/// How long blocking work may go on when everything else has ended.
+const BLOCKING_LIMIT: Duration = Duration::from_secs(1);
 
 pub fn run() -> Result<Exit, Failure> {
     let first = first_message::<ApplianceSetup>(c"cabana:applianc")?;
@@ -35,7 +35,7 @@ pub fn run() -> Result<Exit, Failure> {
         .map_err(|error| Failure::of(Exit::Internal, &error))?;
     let result = runtime.block_on(run_until_stopped(setup, build_id, socket, fds));
     // Not waiting for blocking threads: the store has flushed what it has answered for.
-    runtime.shutdown_timeout(ORPHAN_LIMIT);
+    runtime.shutdown_timeout(BLOCKING_LIMIT);
     match result {
         Ok(exit) => Ok(exit),
         Err(error) => Err(Failure::new(
@@ -61,11 +61,12 @@ async fn run_until_stopped(
     fds: Vec<OwnedFd>,
 ) -> anyhow::Result<Exit> {
     let warden = WardenClient::start(socket).context("Cannot use the warden's socket")?;
-    let stop = warden.stop_requested();
-    let work = work(setup, build_id, fds, warden, stop.clone());
+    let ending = warden.ending();
+    let (stop, stopped) = watch::channel(false);
+    let work = work(setup, build_id, fds, warden, stopped);
     tokio::select! {
         result = work => result.map(|()| Exit::Ok),
-        () = orphaned(stop) => Ok(Exit::Internal),
+        exit = detached(ending, stop) => Ok(exit),
     }
 }
 
@@ -120,8 +121,17 @@ fn settings(config: &Checked) -> Settings {
     }
 }
 
-/// Resolves when the warden is gone and the service had its time to end.
-async fn orphaned(mut stop: watch::Receiver<bool>) {
-    while stop.changed().await.is_ok() {}
-    tokio::time::sleep(ORPHAN_LIMIT).await;
+/// Passes an orderly stop on. Resolves when this process is to go and leave its sessions as they are.
+async fn detached(mut ending: watch::Receiver<Option<Ending>>, stop: watch::Sender<bool>) -> Exit {
+    loop {
+        match *ending.borrow_and_update() {
+            Some(Ending::Detach) => break,
+            Some(Ending::Stop) => stop.send_replace(true),
+            None => false,
+        };
+        if ending.changed().await.is_err() {
+            return Exit::Internal;
+        }
+    }
+    Exit::Ok
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use hyper::body::Incoming;
 use tokio::net::TcpListener;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 use crate::admin::{
     self, Admin, Endpoints, GoldenService, GoldenSummary, ImageService, ImageSummary, ImportOrder,
@@ -91,6 +91,7 @@ pub async fn run(context: Context, shutdown: watch::Receiver<bool>) -> anyhow::R
         authority: Arc::clone(&authority),
         domain: config.domain.clone(),
     });
+    let stop = Arc::<Notify>::default();
     let admin = Arc::new(Admin {
         pools: pools.clone(),
         authority,
@@ -100,16 +101,22 @@ pub async fn run(context: Context, shutdown: watch::Receiver<bool>) -> anyhow::R
         }),
         images: Arc::new(CachedImages {
             cache: images,
-            workers,
+            workers: workers.clone(),
         }),
         rules: rules(&config),
         endpoints: endpoints(&config, port),
         changes: admin::Changes::default(),
+        stop: Arc::clone(&stop),
     });
     // Last: who finds the socket finds everything ready.
     let private = admin::bind(&config.paths.admin_socket)?;
+    workers.settled().await;
     tracing::info!(listen = %config.listen, pools = pools.list().len(), "serving");
     let renewal = tokio::spawn(renew(certificate));
+    let asked = tokio::spawn(async move {
+        stop.notified().await;
+        workers.request_stop().await;
+    });
     let mut closing = shutdown.clone();
     tokio::join!(
         listener::serve(public, tls, front, shutdown.clone()),
@@ -121,6 +128,7 @@ pub async fn run(context: Context, shutdown: watch::Receiver<bool>) -> anyhow::R
         }
     );
     renewal.abort();
+    asked.abort();
     // A client that comes now is told by the missing socket that nobody is there.
     let _ = std::fs::remove_file(&config.paths.admin_socket);
     let deadline = wire::timing::HOST_KILL_AFTER + STOP_MARGIN;

@@ -4,7 +4,6 @@ use std::fs;
 use std::os::unix::fs::{MetadataExt, chown};
 
 use e2e::{Cli, Pool, TestAppliance};
-use rustix::process::Signal;
 
 e2e::tests! {
     Own: [
@@ -23,8 +22,7 @@ fn kernel_release() -> String {
 
 /// Ends it in order and starts it again.
 fn restart(host: &mut TestAppliance) {
-    host.signal(Signal::TERM);
-    assert_eq!(host.wait().code(), Some(0));
+    host.end_in_order();
     host.restart();
 }
 
@@ -83,8 +81,7 @@ fn golden_that_was_damaged_while_the_appliance_was_down_is_made_again() {
     ];
     for (number, (what, damage)) in table.into_iter().enumerate() {
         let made_at = host.goldens()[0].made_at();
-        host.signal(Signal::TERM);
-        assert_eq!(host.wait().code(), Some(0), "{what}");
+        host.end_in_order();
         damage(&host.goldens()[0]);
         host.restart();
         // Served whether or not the new one is there already.

@@ -32,12 +32,14 @@ const START_LIMIT: Duration = Duration::from_secs(60);
 const STOP_LIMIT: Duration = Duration::from_secs(45);
 /// Longer than the guest gets for an orderly end (`wire::timing::HOST_KILL_AFTER`).
 const GONE_LIMIT: Duration = Duration::from_secs(30);
+/// What a process that is killed may take to be gone; a worker gives its guest's memory back first.
+const KILLED_LIMIT: Duration = Duration::from_secs(20);
 /// Making a golden: a boot, a snapshot and a first fork, perhaps of two goldens at once.
 const GOLDEN_LIMIT: Duration = Duration::from_secs(90);
 /// A second is the least that the configuration takes; the tests have no five minutes. Workers that are made ahead
 /// come and go by themselves, and these tests look at everything that does: without them each session has one worker.
 /// The lab is small, and its pools are of the default size.
-const CONFIG: &str =
+pub const CONFIG: &str =
     "min_cooldown_seconds = 1\nspare_workers = 0\nmemory_overcommit = 100\ncpu_overcommit = 100\n";
 /// With everything as it is by default, spare workers among it.
 pub const WITH_SPARES: &str =
@@ -46,7 +48,13 @@ pub const WITH_SPARES: &str =
 const SHARED_POOL: &str = "shared";
 
 /// Appliances that run now, for the harness: what they say belongs to every failure, and none may outlive it.
-static RUNNING: Mutex<Vec<(u32, Log)>> = Mutex::new(Vec::new());
+static RUNNING: Mutex<Vec<Running>> = Mutex::new(Vec::new());
+
+struct Running {
+    pid: u32,
+    root: PathBuf,
+    log: Log,
+}
 
 /// A running appliance. [`TestAppliance::stop`] is the test of its end; dropping it only cleans up.
 pub struct TestAppliance {
@@ -98,7 +106,7 @@ impl TestAppliance {
 
     /// Starts it again on the same root, after it has ended.
     pub fn restart(&mut self) {
-        running().retain(|(pid, _)| *pid != self.serve.id());
+        running().retain(|running| running.pid != self.serve.id());
         (self.serve, self.log) = spawn(self.root.path(), self.address);
         self.wait_until_ready();
     }
@@ -264,10 +272,22 @@ impl TestAppliance {
         });
     }
 
+    /// All its processes, also those that an earlier warden has started.
+    pub fn processes(&self) -> Vec<Process> {
+        process::of(self.root())
+    }
+
+    /// The process that talks to the world.
+    pub fn appliance(&self) -> Process {
+        let processes = self.processes().into_iter();
+        let mut appliances = processes.filter(|process| process.role == "appliance");
+        appliances.next().expect("there is an appliance process")
+    }
+
     /// The workers that have a guest now, without that of the shared session.
     pub fn workers(&self) -> Vec<Process> {
         let idle = lock(&self.idle);
-        let processes = process::tree(self.pid()).into_iter();
+        let processes = self.processes().into_iter();
         processes
             .filter(|process| process.has_guest() && !idle.has(process))
             .collect()
@@ -275,7 +295,7 @@ impl TestAppliance {
 
     /// The workers that were made ahead and have no guest yet.
     pub fn spares(&self) -> Vec<Process> {
-        let processes = process::tree(self.pid()).into_iter();
+        let processes = self.processes().into_iter();
         processes
             .filter(|process| process.role == "worker" && !process.has_guest())
             .collect()
@@ -315,17 +335,31 @@ impl TestAppliance {
         );
     }
 
-    /// Asks for an orderly end, as systemd does, and asserts that it is one.
+    /// Asks for an orderly end with all sessions, as Ctrl-C does, and asserts that it is one.
     pub fn stop(mut self) {
-        self.signal(Signal::TERM);
+        self.end_in_order();
+        self.assert_nothing_is_left();
+    }
+
+    /// Ends it with all sessions, and it can be started again.
+    pub fn end_in_order(&mut self) {
+        self.end(Signal::INT);
+    }
+
+    /// Asks for an orderly end that leaves the sessions to the next start, as systemd does, and asserts that it is one.
+    pub fn detach(&mut self) {
+        self.end(Signal::TERM);
+    }
+
+    fn end(&mut self, signal: Signal) {
+        self.signal(signal);
         let status = self.wait();
         assert_eq!(
             status.code(),
             Some(0),
-            "after SIGTERM the appliance ended with {status}\n{}",
+            "after {signal:?} the appliance ended with {status}\n{}",
             self.report(0)
         );
-        self.assert_nothing_is_left();
     }
 
     pub fn signal(&self, signal: Signal) {
@@ -383,10 +417,12 @@ impl Drop for TestAppliance {
         if thread::panicking() {
             println!("{}", self.report(0));
         }
-        running().retain(|(pid, _)| *pid != self.serve.id());
-        // Its children end when it does. Fails when it has ended already, which is the usual case.
+        running().retain(|running| running.pid != self.serve.id());
+        // The warden first, so that it starts nothing again. Fails when it has ended already, which is the usual case.
         let _ = self.serve.kill();
         let _ = self.serve.wait();
+        // Its workers outlive it.
+        end_all(self.root());
     }
 }
 
@@ -396,8 +432,25 @@ fn spawn(root: &Path, address: SocketAddr) -> (Child, Log) {
         .spawn()
         .expect("the binary runs");
     let log = Log::follow(serve.stderr.take().expect("it is a pipe"));
-    running().push((serve.id(), log.clone()));
+    running().push(Running {
+        pid: serve.id(),
+        root: root.to_owned(),
+        log: log.clone(),
+    });
     (serve, log)
+}
+
+/// Kills whatever of an appliance is still there.
+fn end_all(root: &Path) {
+    let processes = process::of(root);
+    // All at once first, so that they die side by side; wardens before what they could start again.
+    for role in ["serve", "appliance", "image-worker", "worker"] {
+        let with_role = processes.iter().filter(|process| process.role == role);
+        with_role.for_each(Process::kill);
+    }
+    for process in processes {
+        process.assert_ends_within(KILLED_LIMIT);
+    }
 }
 
 /// `cabana serve`, ready to be started.
@@ -443,10 +496,8 @@ pub fn ended_by(status: ExitStatus, signal: Signal) -> bool {
 /// Kills every appliance that still runs and answers what they have logged. For a test that hangs.
 pub fn abandon_all() -> String {
     let mut report = String::new();
-    for (pid, log) in running().drain(..) {
-        for process in process::tree(pid) {
-            process.kill();
-        }
+    for Running { pid, root, log } in running().drain(..) {
+        end_all(&root);
         report += &log_text(pid, &log, 0);
     }
     report
@@ -471,7 +522,7 @@ fn files_below(folder: &Path) -> Vec<PathBuf> {
     files
 }
 
-fn running() -> MutexGuard<'static, Vec<(u32, Log)>> {
+fn running() -> MutexGuard<'static, Vec<Running>> {
     lock(&RUNNING)
 }
 

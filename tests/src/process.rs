@@ -52,6 +52,30 @@ impl Process {
         })
     }
 
+    fn belongs_to(&self, root: &Path) -> bool {
+        match self.role.as_str() {
+            "serve" => {
+                let command = fs::read(format!("/proc/{}/cmdline", self.pid)).unwrap_or_default();
+                let mut arguments = command.split(|byte| *byte == 0);
+                arguments.any(|argument| argument == root.as_os_str().as_encoded_bytes())
+            }
+            "worker" => {
+                let consoles = root.join("run/cabana/workers");
+                let open = fs::read_dir(format!("/proc/{}/fd", self.pid));
+                let targets = open
+                    .into_iter()
+                    .flatten()
+                    .flatten()
+                    .filter_map(|fd| fs::read_link(fd.path()).ok());
+                targets
+                    .into_iter()
+                    .any(|target| target.starts_with(&consoles))
+            }
+            // These end with their warden, and so are found below it.
+            _ => false,
+        }
+    }
+
     /// Whether it has a guest. A worker that has none waits for one.
     pub fn has_guest(&self) -> bool {
         self.role == "worker" && self.title == "cabana:worker"
@@ -60,6 +84,11 @@ impl Process {
     pub fn kill(&self) {
         // It may have ended just now.
         let _ = pidfd_send_signal(&self.pidfd, Signal::KILL);
+    }
+
+    /// Whether it has not ended yet.
+    pub fn runs(&self) -> bool {
+        !ends_within(&self.pidfd, Duration::ZERO)
     }
 
     /// Stops it where it is, with everything in it.
@@ -155,19 +184,22 @@ pub fn zombies() -> Vec<(u32, String)> {
     ids().filter_map(dead).collect()
 }
 
-/// A process and all that descend from it, the process first.
-pub fn tree(root: u32) -> Vec<Process> {
+/// The processes of the appliance at `root`, also those whose parent is gone: a worker with a guest outlives its warden.
+pub fn of(root: &Path) -> Vec<Process> {
     let mut rest = all();
-    let mut tree: Vec<Process> = rest.extract_if(.., |process| process.pid == root).collect();
+    // By what only one that belongs there has: the root as an argument, or a worker's console.
+    let mut found: Vec<Process> = rest
+        .extract_if(.., |process| process.belongs_to(root))
+        .collect();
     loop {
-        let parents: Vec<u32> = tree.iter().map(|process| process.pid).collect();
+        let parents: Vec<u32> = found.iter().map(|process| process.pid).collect();
         let children: Vec<_> = rest
             .extract_if(.., |process| parents.contains(&process.parent))
             .collect();
         if children.is_empty() {
-            return tree;
+            return found;
         }
-        tree.extend(children);
+        found.extend(children);
     }
 }
 

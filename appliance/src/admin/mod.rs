@@ -25,6 +25,7 @@ use http::{Method, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
 use serde_json::{Value, json};
+use tokio::sync::Notify;
 
 pub use changes::Changes;
 pub use goldens::{GoldenService, GoldenSummary};
@@ -50,6 +51,8 @@ pub struct Admin {
     pub rules: Rules,
     pub endpoints: Endpoints,
     pub changes: Changes,
+    /// Told when an operator asks for the end of everything.
+    pub stop: Arc<Notify>,
 }
 
 /// Where sessions are reached.
@@ -117,6 +120,15 @@ impl Admin {
                 Ok(Reply::ok(
                     json!({ "status": "ok", "endpoint": self.endpoints.host }),
                 ))
+            }
+            "/stop" => {
+                allow(&request, &[Method::POST])?;
+                tracing::info!("asked to stop");
+                self.stop.notify_one();
+                Ok(Reply {
+                    status: StatusCode::ACCEPTED,
+                    body: None,
+                })
             }
             "/tokens" => {
                 allow(&request, &[Method::POST])?;

@@ -12,6 +12,9 @@ use crate::exit::{Exit, Failure};
 use crate::images;
 use crate::warden::Task;
 
+/// The least that a configuration may say.
+const ORPHAN_LIMIT_SECONDS: u32 = 10;
+
 /// Runs in a folder of its own, so that it may run beside an appliance.
 pub fn run(command: BenchCommand) -> Result<Exit, Failure> {
     let spares = spares(&command);
@@ -25,6 +28,8 @@ pub fn run(command: BenchCommand) -> Result<Exit, Failure> {
     std::fs::set_permissions(root.path(), Permissions::from_mode(0o755)).map_err(failed)?;
     let mut config = config::load(root.path(), None, &Overrides::default())
         .map_err(|error| Failure::of(Exit::Usage, &error))?;
+    // Should this process be killed, nobody will come for its guests.
+    config.orphan_limit_seconds = ORPHAN_LIMIT_SECONDS;
     config.spare_workers = spares.unwrap_or(config.spare_workers);
     super::run_warden(config, Task::Bench(plan))
 }

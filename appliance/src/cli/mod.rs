@@ -16,6 +16,7 @@ mod probes;
 mod session;
 mod sessionpool;
 mod source;
+mod stop;
 mod store;
 mod terminal;
 mod token;
@@ -66,6 +67,7 @@ fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
                 .map_err(|error| Failure::of(Exit::Usage, &error))?;
             run_warden(config, Task::Serve)
         }
+        Command::Stop(command) => stop::stop(&command),
         Command::Bench(command) => bench::run(command),
         Command::Doctor { json } => {
             let report = doctor::Report::make();
@@ -95,6 +97,9 @@ fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Golden(GoldenCommand::Ls(list)) => golden::list(&list),
         Command::Golden(GoldenCommand::Inspect { file }) => golden::inspect(&file),
         Command::Token(TokenCommand::Create(create)) => token::create(&create),
+        Command::ReleaseCgroup => warden::release_cgroup()
+            .map(|()| Exit::Ok)
+            .map_err(|error| Failure::of(Exit::Failed, &error)),
         Command::Appliance => appliance::run(),
         Command::ImageWorker => worker::image::run(),
     };

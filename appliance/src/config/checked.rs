@@ -14,6 +14,12 @@ const DEFAULT_LISTEN: &str = "0.0.0.0:8443";
 /// The least cooldown that the cloud service accepts.
 const DEFAULT_MIN_COOLDOWN_SECONDS: u32 = 300;
 const DEFAULT_START_TIMEOUT_SECONDS: u32 = 60;
+/// The longest cooldown: a session that nobody could ask for so long would have ended anyway.
+const DEFAULT_ORPHAN_LIMIT_SECONDS: u32 = 3600;
+/// Less than a start takes on a slow host would end sessions that are about to be adopted.
+const MIN_ORPHAN_LIMIT_SECONDS: u32 = 10;
+/// A day.
+const MAX_ORPHAN_LIMIT_SECONDS: u32 = 86_400;
 /// The first user id of the appliance and its workers. systemd's UIDS-GIDS document leaves the
 /// range from 1879048192 to 2147483647 unused.
 const DEFAULT_UID_BASE: u32 = 2_000_000_000;
@@ -43,6 +49,8 @@ pub struct Checked {
     pub min_cooldown: Duration,
     /// From the launch of a worker until its container's port accepts.
     pub start_timeout: Duration,
+    /// How long workers with a guest live on without an appliance.
+    pub orphan_limit_seconds: u32,
     /// The appliance's own user and group id when it is started as root.
     pub uid_base: u32,
     /// Workers made ahead.
@@ -138,6 +146,12 @@ fn check(raw: RawConfig, paths: Paths, overrides: &Overrides) -> Result<Checked,
         DEFAULT_START_TIMEOUT_SECONDS,
         1..=3600,
     )?;
+    let orphan_limit_seconds = integer(
+        "orphan_limit_seconds",
+        raw.orphan_limit_seconds,
+        DEFAULT_ORPHAN_LIMIT_SECONDS,
+        MIN_ORPHAN_LIMIT_SECONDS..=MAX_ORPHAN_LIMIT_SECONDS,
+    )?;
     // 0 would keep root, and the ids of a host's own users end well below 65536.
     let highest = u32::MAX >> 1;
     let uid_base = integer(
@@ -165,6 +179,7 @@ fn check(raw: RawConfig, paths: Paths, overrides: &Overrides) -> Result<Checked,
         domain: raw.domain.map(domain).transpose()?,
         min_cooldown: Duration::from_secs(min_cooldown.into()),
         start_timeout: Duration::from_secs(start_timeout.into()),
+        orphan_limit_seconds,
         uid_base,
         spare_workers,
         parallel_starts,
@@ -301,6 +316,7 @@ mod tests {
         assert_eq!(config.listen.to_string(), "0.0.0.0:8443");
         assert_eq!(config.min_cooldown, Duration::from_secs(300));
         assert_eq!(config.start_timeout, Duration::from_secs(60));
+        assert_eq!(config.orphan_limit_seconds, 3600);
         assert_eq!((config.domain, config.uid_base), (None, 2_000_000_000));
         let defaults = |cores| (default_spare_workers(cores), default_parallel_starts(cores));
         assert_eq!(defaults(1), (2, 2));
@@ -350,6 +366,8 @@ mod tests {
             ("min_cooldown_seconds", "-1"),
             ("start_timeout_seconds", "99999999999"),
             ("start_timeout_seconds", "1.5"),
+            ("orphan_limit_seconds", "9"),
+            ("orphan_limit_seconds", "86401"),
             ("spare_workers", "65"),
             ("spare_workers", "-1"),
             ("parallel_starts", "0"),

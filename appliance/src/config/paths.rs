@@ -23,7 +23,8 @@ pub struct Paths {
     pub disks: PathBuf,
     pub logs: PathBuf,
     pub tls: PathBuf,
-    /// Emptied at every start.
+    /// What the warden writes down about its processes. Its own, as the state folder is.
+    pub records: PathBuf,
     pub run: PathBuf,
     pub workers: PathBuf,
     /// Who owns the sessions: it outlives an appliance process as workers do, and a reboot as little.
@@ -54,6 +55,7 @@ impl Paths {
             disks: state.join("disks"),
             logs: state.join("logs"),
             tls: state.join("tls"),
+            records: state.join("warden"),
             workers: run.join("workers"),
             sessions: run.join("sessions"),
             admin_socket: run.join("admin.sock"),

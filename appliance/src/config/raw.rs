@@ -10,6 +10,7 @@ pub struct RawConfig {
     pub domain: Option<toml::Value>,
     pub min_cooldown_seconds: Option<toml::Value>,
     pub start_timeout_seconds: Option<toml::Value>,
+    pub orphan_limit_seconds: Option<toml::Value>,
     pub uid_base: Option<toml::Value>,
     pub spare_workers: Option<toml::Value>,
     pub parallel_starts: Option<toml::Value>,

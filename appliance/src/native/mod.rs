@@ -34,7 +34,7 @@ use crate::config::{self, Overrides, Paths};
 use crate::images::testing::{Layer, OciArchive};
 use crate::telemetry::{FILTER_VARIABLE, FORMAT_VARIABLE};
 use crate::warden::channel;
-use crate::warden::protocol::{ApplianceSetup, Event, Task};
+use crate::warden::protocol::{ApplianceSetup, Ending, Event, Task};
 use client::{Admin, Client};
 use warden::Warden;
 
@@ -266,7 +266,7 @@ impl Native {
 
     /// Ends it in order.
     fn stop(mut self) -> (ExitStatus, Self) {
-        self.warden.tell(&Event::Stop);
+        self.warden.tell(&Event::End { how: Ending::Stop });
         let status = self.process.wait().unwrap();
         (status, self)
     }

@@ -11,7 +11,7 @@ use uuid::Uuid;
 
 use super::{Programs, guest};
 use crate::warden::channel;
-use crate::warden::protocol::{Event, Request, Status};
+use crate::warden::protocol::{Ending, Event, Request, Status};
 use crate::worker::spec::ImageWorkerSetup;
 
 /// Answers an appliance as long as it is there.
@@ -88,7 +88,13 @@ impl Warden {
             }
             Request::Shape { id, .. } => self.tell(&Event::Shaped { id }),
             Request::Usage { id } => self.tell(&Event::Usage { id, usage: None }),
-            Request::LimitCpu { .. } => {}
+            Request::LimitCpu { .. } | Request::Settled => {}
+            // None outlives its appliance here.
+            Request::Adopt { id } => self.tell(&Event::AdoptFailed {
+                id,
+                message: "There is no such worker".to_owned(),
+            }),
+            Request::Stop => self.tell(&Event::End { how: Ending::Stop }),
             Request::Kill { id } => drop(self.inner.children.lock().unwrap().remove(&id)),
         }
     }

@@ -18,6 +18,10 @@ const MOUNT: &str = "/sys/fs/cgroup";
 const CGROUP2_MAGIC: i64 = 0x6367_7270;
 /// Where warden and appliance live when they may not stay where they were started.
 const OWN_LEAF: &str = "appliance";
+/// Where systemd runs the commands of a service that it has delegated a cgroup to (systemd, `docs/CGROUP_DELEGATION.md`).
+const CONTROL_LEAF: &str = ".control";
+/// The controllers that the children of a cgroup have.
+const PASSED_ON: &str = "cgroup.subtree_control";
 const CONTROLLERS: [&str; 3] = ["cpu", "memory", "pids"];
 /// The period of `cpu.max`, the kernel's default.
 const PERIOD_US: u32 = 100_000;
@@ -74,13 +78,13 @@ impl Cgroups {
             }
             None => {
                 enable(Path::new(MOUNT))?;
-                let base = Path::new(MOUNT).join("cabana");
+                let base = shared_base();
                 make(&base)?;
                 Self { base }
             }
         };
         enable(&groups.base)?;
-        groups.remove_leftovers();
+        remove_leaves(&groups.base);
         Ok(groups)
     }
 
@@ -103,32 +107,60 @@ impl Cgroups {
         leaf.set_vcpus(SPARE_VCPUS)?;
         Ok(leaf)
     }
-
-    /// Leaves of a warden that was killed. One with a process in it cannot be removed.
-    fn remove_leftovers(&self) {
-        for entry in fs::read_dir(&self.base).into_iter().flatten().flatten() {
-            let name = entry.file_name();
-            if name.len() == 32
-                && name
-                    .to_str()
-                    .is_some_and(|name| Uuid::try_parse(name).is_ok())
-            {
-                let _ = fs::remove_dir(entry.path());
-            }
-        }
-    }
 }
 
 impl Drop for Cgroups {
     fn drop(&mut self) {
-        // Refused while another appliance uses it, and then it must stay.
-        if self.base == Path::new(MOUNT).join("cabana") {
+        // Refused while a worker or another appliance uses it, and then it must stay.
+        if self.base == shared_base() {
             let _ = fs::remove_dir(&self.base);
         }
     }
 }
 
+/// Removes what workers without a warden have left outside of a service. In one, the service manager does that.
+pub fn remove_leftovers() {
+    remove_leaves(&shared_base());
+    let _ = fs::remove_dir(shared_base());
+}
+
+/// Leaves of workers that ended without a warden. One with a process in it cannot be removed.
+fn remove_leaves(base: &Path) {
+    for entry in fs::read_dir(base).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        if name.len() == 32
+            && name
+                .to_str()
+                .is_some_and(|name| Uuid::try_parse(name).is_ok())
+        {
+            let _ = fs::remove_dir(entry.path());
+        }
+    }
+}
+
+fn shared_base() -> PathBuf {
+    Path::new(MOUNT).join("cabana")
+}
+
 impl Leaf {
+    /// Of a worker that runs already, wherever an earlier warden has put it. `None`: that one had no leaves.
+    pub fn of(id: Uuid, pid: u32) -> Option<Self> {
+        let own = fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
+        let path = Path::new(MOUNT).join(version_2_path(&own)?);
+        path.ends_with(id.simple().to_string())
+            .then_some(Self { path })
+    }
+
+    /// Sets every limit again: what enforces them may have been switched off meanwhile, and they were lost then.
+    pub fn restore(&self, spec: &WorkerSpec, cpu_limited: bool) -> Result<(), CgroupError> {
+        self.set_memory(spec.mem_mib)?;
+        self.set_vcpus(spec.vcpus)?;
+        if cpu_limited {
+            self.limit_cpu(spec)?;
+        }
+        Ok(())
+    }
+
     pub fn add(&self, pid: u32) -> Result<(), CgroupError> {
         write(&self.path.join("cgroup.procs"), &pid.to_string())
     }
@@ -185,16 +217,68 @@ fn cpu_max(millis: u32) -> String {
     format!("{quota} {PERIOD_US}")
 }
 
-/// Our cgroup, if it is a service's and only ours.
+/// Our service's cgroup, if we are one and it is only ours.
 fn own_service() -> Option<PathBuf> {
     let own = fs::read_to_string("/proc/self/cgroup").ok()?;
-    let path = own.lines().find_map(|line| line.strip_prefix("0::/"))?;
+    let path = version_2_path(&own)?;
     let folder = Path::new(MOUNT).join(path);
     let procs = fs::read_to_string(folder.join("cgroup.procs")).ok()?;
     let alone = procs
         .split_whitespace()
         .eq([std::process::id().to_string()]);
-    (path.ends_with(".service") && alone).then_some(folder)
+    service_of(path)
+        .filter(|_| alone)
+        .map(|service| Path::new(MOUNT).join(service))
+}
+
+/// The part of `/proc/<pid>/cgroup` that is about version 2, below the mount.
+fn version_2_path(cgroups: &str) -> Option<&str> {
+    cgroups.lines().find_map(|line| line.strip_prefix("0::/"))
+}
+
+/// The service that a process in this cgroup is of. systemd puts it into a leaf at once where it is told to (`DelegateSubgroup=`).
+fn service_of(path: &str) -> Option<&str> {
+    let service = path
+        .strip_suffix(OWN_LEAF)
+        .and_then(|path| path.strip_suffix('/'))
+        .unwrap_or(path);
+    service.ends_with(".service").then_some(service)
+}
+
+/// Lets a process into the service's own cgroup again, for the service manager that calls this before a start.
+///
+/// Workers that were left sit in leaves below it, and a cgroup that passes controllers on takes no process in (`EBUSY`), while some
+/// versions of systemd put the main process there first. So nothing is passed on until the warden has moved into its leaf; it then sets
+/// all limits again. Not being called so is no error: there is nothing to do then.
+pub fn release() -> Result<(), CgroupError> {
+    let path = Path::new("/proc/self/cgroup");
+    let own = fs::read_to_string(path).map_err(|source| CgroupError::File {
+        what: "read",
+        path: path.to_owned(),
+        source,
+    })?;
+    let service = version_2_path(&own).and_then(service_of_control);
+    service.map_or(Ok(()), |service| {
+        pass_nothing_on(&Path::new(MOUNT).join(service))
+    })
+}
+
+/// The service that a command of the service manager is run for: those have a leaf of their own next to the delegated ones.
+fn service_of_control(path: &str) -> Option<&str> {
+    let service = path.strip_suffix(CONTROL_LEAF)?.strip_suffix('/')?;
+    service.ends_with(".service").then_some(service)
+}
+
+fn pass_nothing_on(folder: &Path) -> Result<(), CgroupError> {
+    let path = folder.join(PASSED_ON);
+    let passed = fs::read_to_string(&path).map_err(|source| CgroupError::File {
+        what: "read",
+        path: path.clone(),
+        source,
+    })?;
+    passed
+        .split_whitespace()
+        .try_for_each(|controller| write(&path, &format!("-{controller}")))
 }
 
 /// Passes on to the children of `folder` what it has itself.
@@ -207,10 +291,7 @@ fn enable(folder: &Path) -> Result<(), CgroupError> {
     })?;
     for controller in CONTROLLERS {
         if has.split_whitespace().any(|name| name == controller) {
-            write(
-                &folder.join("cgroup.subtree_control"),
-                &format!("+{controller}"),
-            )?;
+            write(&folder.join(PASSED_ON), &format!("+{controller}"))?;
         } else {
             tracing::warn!(
                 "cgroup controller {controller} is missing: workers run without that limit"
@@ -253,6 +334,35 @@ mod tests {
         assert_eq!(cpu_max(250), "25000 100000");
         assert_eq!(cpu_max(2000), "200000 100000");
         assert_eq!(cpu_max(1), "1000 100000");
+    }
+
+    #[test]
+    fn service_is_found_from_its_own_cgroup_and_from_the_leaf_in_it() {
+        let service = "system.slice/cabana.service";
+        assert_eq!(service_of(service), Some(service));
+        let leaf = format!("{service}/{OWN_LEAF}");
+        assert_eq!(service_of(&leaf), Some(service));
+        for other in ["", "appliance", "user.slice/session-1.scope", "a.service/b"] {
+            assert_eq!(service_of(other), None, "{other}");
+        }
+        let control = format!("{service}/.control");
+        assert_eq!(service_of_control(&control), Some(service));
+        for other in ["", service, "a.slice/.control", "b.service.control"] {
+            assert_eq!(service_of_control(other), None, "{other}");
+        }
+        assert_eq!(version_2_path("1:cpu:/x\n0::/a/b\n"), Some("a/b"));
+    }
+
+    #[test]
+    fn every_controller_that_is_passed_on_is_switched_off() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join(PASSED_ON);
+        fs::write(&file, "cpu\n").unwrap();
+        pass_nothing_on(folder.path()).unwrap();
+        assert_eq!(fs::read_to_string(&file).unwrap(), "-cpu");
+        fs::write(&file, "").unwrap();
+        pass_nothing_on(folder.path()).unwrap();
+        assert_eq!(fs::read_to_string(&file).unwrap(), "");
     }
 
     const FILES: [&str; 3] = ["memory.max", "pids.max", "cpu.max"];
@@ -300,6 +410,28 @@ mod tests {
         assert_eq!(limits(&leaf, 512, 1), shaped(memory(512), one));
         let four = ["36", "400000 100000"];
         assert_eq!(limits(&leaf, 1024, 4), shaped(memory(1024), four));
+    }
+
+    #[test]
+    fn limits_of_a_worker_that_was_taken_over_are_those_that_it_had() {
+        let (_folder, leaf) = leaf(&FILES);
+        let spec = WorkerSpec {
+            vcpus: 4,
+            cpu_millis: 250,
+            mem_mib: 512,
+        };
+        let read = || FILES.map(|file| fs::read_to_string(leaf.path.join(file)).unwrap());
+        let restored = |limited| {
+            for file in FILES {
+                fs::write(leaf.path.join(file), "").unwrap();
+            }
+            leaf.restore(&spec, limited).unwrap();
+            read()
+        };
+        let memory = ((512 + OVERHEAD_MIB) << 20).to_string();
+        assert_eq!(restored(false), [&memory, "36", "400000 100000"]);
+        // Written over each other here, which the kernel does not do.
+        assert_eq!(restored(true), [&memory, "36", "25000 1000000"]);
     }
 
     #[test]

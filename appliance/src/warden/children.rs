@@ -1,4 +1,4 @@
-//! The workers and image workers that run.
+//! The workers and image workers that run. `adopted` is about those of them that outlive an appliance.
 
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
@@ -12,6 +12,7 @@ use super::cgroup::{CgroupError, Cgroups, Leaf};
 use super::channel;
 use super::program::Program;
 use super::protocol::{Event, Refused, Usage};
+use super::records::{Entry, Records, Subject};
 use super::spawn::{OURSELVES, Process, Role};
 use super::usage;
 use crate::worker::spec::{ImageWorkerSetup, MAX_REPORT_BYTES, WorkerSetup, WorkerSpec};
@@ -31,20 +32,44 @@ pub enum StartError {
     Process(#[source] io::Error),
     #[error("Cannot confine the process")]
     Confine(#[source] CgroupError),
+    #[error("Cannot write down which process it is")]
+    Record(#[source] io::Error),
     #[error("Cannot hand the process its descriptors")]
     HandOver(#[source] io::Error),
 }
 
 #[derive(Debug)]
-struct Running {
+pub(super) struct Running {
     /// Dropped first: the leaf can only go once its process is reaped.
-    process: Process,
-    leaf: Option<Leaf>,
-    uid: Option<u32>,
-    role: Role,
+    pub process: Process,
+    pub leaf: Option<Leaf>,
+    pub uid: Option<u32>,
+    pub role: Role,
+    /// Of a worker.
+    pub entry: Option<Entry>,
     /// Of a worker that has or may have a guest.
-    spec: Option<WorkerSpec>,
-    report: Option<String>,
+    pub spec: Option<WorkerSpec>,
+    pub report: Option<String>,
+    /// The appliance that had it is gone, and none has adopted it: nobody is told of its end.
+    pub left: bool,
+}
+
+impl Running {
+    /// Whether it is worth something to another appliance.
+    pub fn may_have_guest(&self) -> bool {
+        self.role == Role::Worker && self.spec.is_some()
+    }
+}
+
+/// What each of them is started with.
+#[derive(Debug)]
+pub struct Terms {
+    pub worker: Program,
+    pub cgroups: Option<Cgroups>,
+    /// Absent when this process is not root and children keep its ids.
+    pub uid_base: Option<u32>,
+    pub orphan_limit_seconds: u32,
+    pub records: Records,
 }
 
 /// All of them, by the id that the appliance gave.
@@ -52,27 +77,27 @@ struct Running {
 pub struct Children {
     /// Of image workers.
     ourselves: &'static str,
-    worker: Program,
-    running: HashMap<Uuid, Running>,
-    cgroups: Option<Cgroups>,
-    uid_base: Option<u32>,
-    uids: HashSet<u32>,
+    pub(super) running: HashMap<Uuid, Running>,
+    terms: Terms,
+    pub(super) uids: HashSet<u32>,
     /// Leaves that the kernel would not let go of at once.
     leftovers: Vec<Leaf>,
 }
 
 impl Children {
-    /// `uid_base`: absent when this process is not root and children keep its ids.
-    pub fn new(worker: Program, cgroups: Option<Cgroups>, uid_base: Option<u32>) -> Self {
+    pub fn new(terms: Terms) -> Self {
         Self {
             ourselves: OURSELVES,
-            worker,
             running: HashMap::new(),
-            cgroups,
-            uid_base,
+            terms,
             uids: HashSet::new(),
             leftovers: Vec::new(),
         }
+    }
+
+    /// What every process is written down in.
+    pub fn records(&self) -> &Records {
+        &self.terms.records
     }
 
     pub fn spawn_worker(
@@ -82,12 +107,16 @@ impl Children {
         kvm: &File,
     ) -> Result<(), StartError> {
         self.check_id(id)?;
-        let leaf = match &self.cgroups {
+        let leaf = match &self.terms.cgroups {
             Some(groups) => Some(groups.leaf(id).map_err(StartError::Confine)?),
             None => None,
         };
         let uid = self.free_uid();
-        let setup = WorkerSetup { id, uid };
+        let setup = WorkerSetup {
+            id,
+            uid,
+            orphan_limit_seconds: self.terms.orphan_limit_seconds,
+        };
         let fds: Vec<_> = fds.iter().map(AsFd::as_fd).chain([kvm.as_fd()]).collect();
         self.start(id, Role::Worker, uid, leaf, &setup, &fds)
     }
@@ -98,7 +127,7 @@ impl Children {
         let worker = self
             .running
             .get_mut(&id)
-            .filter(|running| running.role == Role::Worker)
+            .filter(|running| running.role == Role::Worker && !running.left)
             .ok_or(Refused::NoSuchWorker)?;
         if worker.spec.is_some() {
             return Err(Refused::ShapedAlready.into());
@@ -106,12 +135,16 @@ impl Children {
         if let Some(leaf) = &worker.leaf {
             leaf.shape(&spec).map_err(StartError::Confine)?;
         }
+        if let Some(entry) = &mut worker.entry {
+            entry.shaped(&spec).map_err(StartError::Record)?;
+        }
         worker.spec = Some(spec);
+        worker.process.outlive();
         Ok(())
     }
 
     pub fn usage(&self, id: Uuid) -> Option<Usage> {
-        let worker = self.running.get(&id)?;
+        let worker = self.running.get(&id).filter(|worker| !worker.left)?;
         match usage::of(worker.process.id()) {
             Ok(usage) => Some(usage),
             Err(error) => {
@@ -128,7 +161,7 @@ impl Children {
         fds: &[OwnedFd],
     ) -> Result<(), StartError> {
         self.check_id(id)?;
-        let uid = self.uid_base.map(|base| base + IMAGE_WORKER_UID);
+        let uid = self.terms.uid_base.map(|base| base + IMAGE_WORKER_UID);
         let setup = ImageWorkerSetup { uid, job };
         let fds: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
         self.start(id, Role::ImageWorker, uid, None, &setup, &fds)
@@ -136,20 +169,33 @@ impl Children {
 
     /// Unknown ids are no error: the child may have ended while the request was on its way.
     pub fn kill(&self, id: Uuid) {
-        if let Some(running) = self.running.get(&id) {
+        if let Some(running) = self.running.get(&id)
+            && !running.left
+        {
             running.process.kill();
         }
     }
 
-    pub fn limit_cpu(&self, id: Uuid) {
-        if let Some(Running {
-            leaf: Some(leaf),
+    pub fn limit_cpu(&mut self, id: Uuid) {
+        let Some(Running {
+            leaf,
             spec: Some(spec),
+            entry,
+            left: false,
             ..
-        }) = self.running.get(&id)
+        }) = self.running.get_mut(&id)
+        else {
+            return;
+        };
+        if let Some(leaf) = leaf
             && let Err(error) = leaf.limit_cpu(spec)
         {
             tracing::warn!(worker = %id, "{}", crate::exit::chain(&error));
+        }
+        if let Some(entry) = entry
+            && let Err(error) = entry.limited()
+        {
+            tracing::warn!(worker = %id, "Cannot write down its limit: {error}");
         }
     }
 
@@ -183,7 +229,7 @@ impl Children {
         }
     }
 
-    /// The event to tell if the child has ended; everything of it is removed then.
+    /// The event to tell if the child has ended and somebody has it; everything of it is removed then.
     pub fn reap(&mut self, id: Uuid) -> Option<Event> {
         // Its last word may have come together with its end.
         self.hear(id);
@@ -194,17 +240,29 @@ impl Children {
                 return None;
             }
         };
-        let report = self.forget(id);
-        Some(Event::Exited { id, status, report })
+        let (report, left) = self.forget(id)?;
+        (!left).then_some(Event::Exited { id, status, report })
     }
 
     /// Kills and reaps all.
     pub fn end_all(&mut self) {
+        let all = self.running.keys().copied().collect();
+        self.end(all);
+    }
+
+    pub(super) fn end(&mut self, ids: Vec<Uuid>) {
         // All at once first, so that they die side by side.
-        self.running
-            .values()
-            .for_each(|running| running.process.kill());
-        for id in self.running.keys().copied().collect::<Vec<_>>() {
+        for id in &ids {
+            if let Some(running) = self.running.get(id) {
+                running.process.kill();
+            }
+        }
+        for id in ids {
+            if let Some(running) = self.running.get_mut(&id)
+                && let Err(error) = running.process.wait()
+            {
+                tracing::error!(worker = %id, "Cannot wait for a child: {error}");
+            }
             self.forget(id);
         }
         self.remove_leftovers();
@@ -212,8 +270,8 @@ impl Children {
 
     /// Those that do something. A worker without a guest is none of them.
     pub fn busy(&self) -> usize {
-        let idle = |running: &&Running| running.role == Role::Worker && running.spec.is_none();
-        self.running.len() - self.running.values().filter(idle).count()
+        let busy = |running: &&Running| running.role != Role::Worker || running.may_have_guest();
+        self.running.values().filter(busy).count()
     }
 
     fn check_id(&self, id: Uuid) -> Result<(), Refused> {
@@ -238,12 +296,20 @@ impl Children {
         fds: &[BorrowedFd<'_>],
     ) -> Result<(), StartError> {
         let program = match role {
-            Role::Worker => self.worker.path(),
+            Role::Worker => self.terms.worker.path(),
             Role::Appliance | Role::ImageWorker => self.ourselves,
         };
-        let result = start_confined(program, role, leaf.as_ref(), setup, fds);
+        let write_down = |process: &Process| match role {
+            Role::Worker => {
+                let records = &self.terms.records;
+                let entry = records.write(Subject::spare(id), process.id(), uid);
+                entry.map(Some).map_err(StartError::Record)
+            }
+            Role::Appliance | Role::ImageWorker => Ok(None),
+        };
+        let result = start_confined(program, role, leaf.as_ref(), write_down, setup, fds);
         match result {
-            Ok(process) => {
+            Ok((process, entry)) => {
                 self.running.insert(
                     id,
                     Running {
@@ -251,8 +317,10 @@ impl Children {
                         leaf,
                         uid,
                         role,
+                        entry,
                         spec: None,
                         report: None,
+                        left: false,
                     },
                 );
                 Ok(())
@@ -264,17 +332,23 @@ impl Children {
         }
     }
 
-    fn forget(&mut self, id: Uuid) -> Option<String> {
+    /// What it has reported, and whether nobody had it.
+    fn forget(&mut self, id: Uuid) -> Option<(Option<String>, bool)> {
         let Running {
             process,
             leaf,
             uid,
+            entry,
             report,
+            left,
             ..
         } = self.running.remove(&id)?;
         drop(process);
+        if let Some(entry) = entry {
+            entry.remove();
+        }
         self.release(leaf, uid);
-        report
+        Some((report, left))
     }
 
     fn release(&mut self, leaf: Option<Leaf>, uid: Option<u32>) {
@@ -291,7 +365,7 @@ impl Children {
 
     /// One that no running worker has, so that workers cannot reach each other.
     fn free_uid(&mut self) -> Option<u32> {
-        let first = self.uid_base? + FIRST_WORKER_UID;
+        let first = self.terms.uid_base? + FIRST_WORKER_UID;
         let free = (first..).find(|uid| !self.uids.contains(uid))?;
         self.uids.insert(free);
         Some(free)
@@ -302,50 +376,103 @@ fn start_confined(
     program: &str,
     role: Role,
     leaf: Option<&Leaf>,
+    write_down: impl FnOnce(&Process) -> Result<Option<Entry>, StartError>,
     setup: &impl serde::Serialize,
     fds: &[BorrowedFd<'_>],
-) -> Result<Process, StartError> {
+) -> Result<(Process, Option<Entry>), StartError> {
     let process = Process::spawn(program, role, Stdio::null()).map_err(StartError::Process)?;
     if let Some(leaf) = leaf {
         leaf.add(process.id()).map_err(StartError::Confine)?;
     }
-    process
-        .send_first(setup, fds)
-        .map_err(StartError::HandOver)?;
-    Ok(process)
+    let entry = write_down(&process)?;
+    match process.send_first(setup, fds) {
+        Ok(()) => Ok((process, entry)),
+        Err(error) => {
+            if let Some(entry) = entry {
+                entry.remove();
+            }
+            Err(StartError::HandOver(error))
+        }
+    }
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::warden::protocol::Status;
     use rustix::event::{PollFd, PollFlags, Timespec};
+    use std::ops::{Deref, DerefMut};
 
     const DEADLINE: Timespec = Timespec {
         tv_sec: 20,
         tv_nsec: 0,
     };
 
-    fn children(program: &'static str) -> Children {
-        Children {
-            ourselves: program,
-            ..Children::new(Program::named(program), None, None)
+    /// Children that are all ended when it is dropped, those with a guest too.
+    pub struct Sandbox {
+        children: Children,
+        pub state: tempfile::TempDir,
+    }
+
+    impl Sandbox {
+        pub fn new(program: &'static str, uid_base: Option<u32>) -> Self {
+            let state = tempfile::tempdir().unwrap();
+            let children = Children::new(Terms {
+                worker: Program::named(program),
+                cgroups: None,
+                uid_base,
+                orphan_limit_seconds: 1,
+                records: Records::open(state.path()).unwrap(),
+            });
+            let children = Children {
+                ourselves: program,
+                ..children
+            };
+            Self { children, state }
+        }
+
+        /// Processes that are written down.
+        pub fn recorded(&self) -> usize {
+            std::fs::read_dir(self.state.path()).unwrap().count()
         }
     }
 
-    fn spawn(children: &mut Children, id: Uuid) -> Result<(), StartError> {
+    impl Deref for Sandbox {
+        type Target = Children;
+        fn deref(&self) -> &Children {
+            &self.children
+        }
+    }
+
+    impl DerefMut for Sandbox {
+        fn deref_mut(&mut self) -> &mut Children {
+            &mut self.children
+        }
+    }
+
+    impl Drop for Sandbox {
+        fn drop(&mut self) {
+            self.children.end_all();
+        }
+    }
+
+    fn children(program: &'static str) -> Sandbox {
+        Sandbox::new(program, None)
+    }
+
+    pub fn spawn(children: &mut Children, id: Uuid) -> Result<(), StartError> {
         let kvm = tempfile::tempfile().unwrap();
         children.spawn_worker(id, &[], &kvm)
     }
 
-    const SMALL: WorkerSpec = WorkerSpec {
+    pub const SMALL: WorkerSpec = WorkerSpec {
         vcpus: 1,
         cpu_millis: 250,
         mem_mib: 128,
     };
 
     /// Waits until the kernel says that the child has ended, and reaps it.
-    fn reaped(children: &mut Children, id: Uuid) -> Event {
+    pub fn reaped(children: &mut Children, id: Uuid) -> Event {
         let (_, pidfd, _) = children.watched().find(|(other, ..)| *other == id).unwrap();
         let mut fds = [PollFd::from_borrowed_fd(pidfd, PollFlags::IN)];
         assert_eq!(
@@ -459,14 +586,40 @@ mod tests {
     }
 
     #[test]
+    fn worker_is_written_down_as_long_as_it_runs_and_an_image_worker_is_not() {
+        let mut children = children("/usr/bin/yes");
+        let id = Uuid::new_v4();
+        spawn(&mut children, id).unwrap();
+        assert_eq!(children.recorded(), 1);
+        let image = Uuid::new_v4();
+        children
+            .spawn_image_worker(image, String::new(), &[])
+            .unwrap();
+        assert_eq!(children.recorded(), 1);
+        children.kill(id);
+        reaped(&mut children, id);
+        assert_eq!(children.recorded(), 0);
+    }
+
+    #[test]
+    fn worker_that_cannot_be_written_down_is_not_started() {
+        let mut children = children("/usr/bin/yes");
+        std::fs::remove_dir_all(children.state.path()).unwrap();
+        let error = spawn(&mut children, Uuid::new_v4()).unwrap_err();
+        assert!(matches!(error, StartError::Record(_)), "{error}");
+        assert_eq!(children.running.len(), 0);
+        std::fs::create_dir(children.state.path()).unwrap();
+    }
+
+    #[test]
     fn running_workers_have_different_ids_and_ids_are_used_again() {
-        let nothing = || Program::named("/nonexistent/cabana");
-        let mut children = Children::new(nothing(), None, Some(70_000));
+        let nothing = "/nonexistent/cabana";
+        let mut children = Sandbox::new(nothing, Some(70_000));
         assert_eq!(children.free_uid(), Some(70_002));
         assert_eq!(children.free_uid(), Some(70_003));
         children.release(None, Some(70_002));
         assert_eq!(children.free_uid(), Some(70_002));
-        assert_eq!(Children::new(nothing(), None, None).free_uid(), None);
+        assert_eq!(Sandbox::new(nothing, None).free_uid(), None);
     }
 
     #[test]

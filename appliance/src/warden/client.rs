@@ -14,7 +14,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use uuid::Uuid;
 
 use super::channel;
-use super::protocol::{Event, Request, Status, Usage};
+use super::protocol::{Ending, Event, Request, Status, Usage};
 use crate::worker::spec::WorkerSpec;
 use crate::{guest, images};
 
@@ -23,7 +23,7 @@ const QUEUE: usize = 256;
 /// The longest report of an image worker.
 const MAX_IMAGE_REPORT_BYTES: u64 = 8 << 20;
 
-/// Why the warden did not spawn or shape a process.
+/// Why the warden did not spawn, adopt or shape a process.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum SpawnError {
     #[error("The warden refused: {0}")]
@@ -84,7 +84,7 @@ enum Command {
 #[derive(Debug, Clone)]
 pub struct WardenClient {
     commands: mpsc::Sender<Command>,
-    stop: watch::Receiver<bool>,
+    ending: watch::Receiver<Option<Ending>>,
 }
 
 impl WardenClient {
@@ -94,22 +94,27 @@ impl WardenClient {
         let socket = std::os::unix::net::UnixDatagram::from(socket);
         socket.set_nonblocking(true)?;
         let (commands, inbox) = mpsc::channel(QUEUE);
-        let (stop_sender, stop) = watch::channel(false);
+        let (ending_sender, ending) = watch::channel(None);
         let link = Link {
             socket: UnixDatagram::from_std(socket)?,
-            stop: stop_sender,
+            ending: ending_sender,
             starting: HashMap::new(),
             shaping: HashMap::new(),
             measuring: HashMap::new(),
             running: HashMap::new(),
         };
         tokio::spawn(link.run(inbox));
-        Ok(Self { commands, stop })
+        Ok(Self { commands, ending })
     }
 
-    /// Turns true when the warden asks for an orderly stop. Closed when the warden is gone.
-    pub fn stop_requested(&self) -> watch::Receiver<bool> {
-        self.stop.clone()
+    /// How this appliance is to end, once it is. [`Ending::Detach`] and closed when the warden is gone: workers with a guest live on
+    /// without it, and the next appliance adopts them.
+    pub fn ending(&self) -> watch::Receiver<Option<Ending>> {
+        self.ending.clone()
+    }
+
+    fn is_detaching(&self) -> bool {
+        *self.ending.borrow() == Some(Ending::Detach)
     }
 
     /// A worker without a guest. It is killed when the first value is dropped; the second one
@@ -120,12 +125,30 @@ impl WardenClient {
         fds: Vec<OwnedFd>,
     ) -> Result<(KillOnDrop, oneshot::Receiver<ProcessEnd>), SpawnError> {
         let ended = self.spawn(id, Request::SpawnWorker { id }, fds).await?;
-        let kill = KillOnDrop {
-            client: self.clone(),
-            id,
-            defused: false,
-        };
-        Ok((kill, ended))
+        Ok((KillOnDrop::new(self, id), ended))
+    }
+
+    /// A worker that an earlier appliance had, as if it had been spawned here. An end that comes right after is not lost.
+    #[cfg_attr(
+        not(test),
+        expect(dead_code, reason = "the pools that adopt come next")
+    )]
+    pub async fn adopt(
+        &self,
+        id: Uuid,
+    ) -> Result<(KillOnDrop, oneshot::Receiver<ProcessEnd>), SpawnError> {
+        let ended = self.spawn(id, Request::Adopt { id }, Vec::new()).await?;
+        Ok((KillOnDrop::new(self, id), ended))
+    }
+
+    /// Says that this appliance serves: whatever an earlier one had, and nobody has adopted, ends now.
+    pub async fn settled(&self) {
+        self.tell(Request::Settled).await;
+    }
+
+    /// Asks for the end of everything. It comes as [`Ending::Stop`].
+    pub async fn request_stop(&self) {
+        self.tell(Request::Stop).await;
     }
 
     /// Gives a worker the limits that a guest of this shape needs.
@@ -164,11 +187,7 @@ impl WardenClient {
         let ended = self
             .spawn(id, Request::SpawnImageWorker { id, job }, fds)
             .await?;
-        let kill = KillOnDrop {
-            client: self.clone(),
-            id,
-            defused: false,
-        };
+        let kill = KillOnDrop::new(self, id);
         let end = ended.await.map_err(|_| SpawnError::WardenGone)?;
         kill.defuse();
         read_report(report, end.status)
@@ -194,7 +213,7 @@ impl WardenClient {
     }
 
     async fn tell(&self, request: Request) {
-        // A warden that is gone has taken its children with it.
+        // A warden that is gone is asked for nothing more.
         let _ = self.command(Command::Tell(request)).await;
     }
 }
@@ -214,7 +233,7 @@ fn read_report(mut report: File, status: Status) -> Result<images::JobReport, Im
     report.map_err(ImageJobError::Job)
 }
 
-/// Kills a process that nobody holds any more.
+/// Kills a process that nobody holds any more, unless everything is let go of so that another appliance can have it.
 #[derive(Debug)]
 pub struct KillOnDrop {
     client: WardenClient,
@@ -223,6 +242,14 @@ pub struct KillOnDrop {
 }
 
 impl KillOnDrop {
+    fn new(client: &WardenClient, id: Uuid) -> Self {
+        Self {
+            client: client.clone(),
+            id,
+            defused: false,
+        }
+    }
+
     /// It has ended already.
     pub fn defuse(mut self) {
         self.defused = true;
@@ -231,7 +258,7 @@ impl KillOnDrop {
 
 impl Drop for KillOnDrop {
     fn drop(&mut self) {
-        if self.defused {
+        if self.defused || self.client.is_detaching() {
             return;
         }
         let (client, id) = (self.client.clone(), self.id);
@@ -244,7 +271,8 @@ impl Drop for KillOnDrop {
 /// Owns the socket.
 struct Link {
     socket: UnixDatagram,
-    stop: watch::Sender<bool>,
+    ending: watch::Sender<Option<Ending>>,
+    /// Spawned or adopted.
     starting: HashMap<Uuid, oneshot::Sender<Spawned>>,
     shaping: HashMap<Uuid, oneshot::Sender<Shaped>>,
     /// Answers come in the order of the questions.
@@ -258,8 +286,8 @@ impl Link {
             Ok(()) => tracing::error!("The warden is gone"),
             Err(error) => tracing::error!("Cannot read from the warden: {error}"),
         }
-        // Its workers go with it, so there is nothing left to serve.
-        let _ = self.stop.send(true);
+        // Before anybody learns it from an end that never comes: the workers live on and must be left alone.
+        let _ = self.ending.send(Some(Ending::Detach));
     }
 
     /// Until the warden closes the socket.
@@ -321,7 +349,7 @@ impl Link {
 
     fn on_event(&mut self, event: Event) {
         match event {
-            Event::Spawned { id } => {
+            Event::Spawned { id } | Event::Adopted { id } => {
                 let (end, ended) = oneshot::channel();
                 self.running.insert(id, end);
                 if let Some(answer) = self.starting.remove(&id)
@@ -332,7 +360,7 @@ impl Link {
                     let _ = channel::send(self.socket.as_fd(), &kill, &[], true);
                 }
             }
-            Event::SpawnFailed { id, message } => {
+            Event::SpawnFailed { id, message } | Event::AdoptFailed { id, message } => {
                 if let Some(answer) = self.starting.remove(&id) {
                     let _ = answer.send(Err(SpawnError::Refused(message)));
                 }
@@ -362,8 +390,8 @@ impl Link {
                     let _ = end.send(ProcessEnd { status, report });
                 }
             }
-            Event::Stop => {
-                let _ = self.stop.send(true);
+            Event::End { how } => {
+                let _ = self.ending.send(Some(how));
             }
         }
     }
@@ -385,4 +413,113 @@ async fn send(socket: &UnixDatagram, request: &Request, fds: &[OwnedFd]) -> io::
             channel::send(socket.as_fd(), &bytes, &fds, true)
         })
         .await
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    const DEADLINE: Duration = Duration::from_secs(20);
+
+    /// A client, and the warden's end of its socket.
+    fn pair() -> (WardenClient, OwnedFd) {
+        let (ours, theirs) = channel::pair().unwrap();
+        (WardenClient::start(theirs).unwrap(), ours)
+    }
+
+    fn tell(warden: &OwnedFd, event: &Event) {
+        let bytes = serde_json::to_vec(event).unwrap();
+        channel::send(warden.as_fd(), &bytes, &[], false).unwrap();
+    }
+
+    /// The next request, waited for on a thread of its own.
+    async fn heard(warden: &OwnedFd) -> Option<Request> {
+        let warden = warden.try_clone().unwrap();
+        let receive = move || channel::receive(warden.as_fd(), false).unwrap();
+        let message = tokio::task::spawn_blocking(receive);
+        let message = tokio::time::timeout(DEADLINE, message).await.unwrap();
+        message.unwrap().map(|it| Request::parse(&it).unwrap())
+    }
+
+    async fn ends(client: &WardenClient, how: Ending) {
+        let mut ending = client.ending();
+        let told = ending.wait_for(|ending| *ending == Some(how));
+        tokio::time::timeout(DEADLINE, told).await.unwrap().unwrap();
+    }
+
+    #[tokio::test]
+    async fn end_that_comes_right_after_an_adoption_is_not_lost() {
+        let (client, warden) = pair();
+        let id = Uuid::new_v4();
+        let asking = client.clone();
+        let adopted = tokio::spawn(async move { asking.adopt(id).await });
+        assert_eq!(heard(&warden).await, Some(Request::Adopt { id }));
+        tell(&warden, &Event::Adopted { id });
+        let status = Status::Unknown;
+        let exited = Event::Exited {
+            id,
+            status,
+            report: None,
+        };
+        tell(&warden, &exited);
+        let (kill, ended) = adopted.await.unwrap().unwrap();
+        let end = tokio::time::timeout(DEADLINE, ended)
+            .await
+            .unwrap()
+            .unwrap();
+        assert_eq!(
+            end,
+            ProcessEnd {
+                status,
+                report: None
+            }
+        );
+        kill.defuse();
+    }
+
+    #[tokio::test]
+    async fn worker_that_is_dropped_is_killed_unless_everything_is_let_go_of() {
+        for (how, killed) in [
+            (None, true),
+            (Some(Ending::Stop), true),
+            (Some(Ending::Detach), false),
+        ] {
+            let (client, warden) = pair();
+            if let Some(how) = how {
+                tell(&warden, &Event::End { how });
+                ends(&client, how).await;
+            }
+            let id = Uuid::new_v4();
+            drop(KillOnDrop::new(&client, id));
+            // Requests are sent one after the other.
+            tokio::task::yield_now().await;
+            client.settled().await;
+            let first = heard(&warden).await;
+            let expected = if killed {
+                Request::Kill { id }
+            } else {
+                Request::Settled
+            };
+            assert_eq!(first, Some(expected), "{how:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn warden_that_is_gone_is_a_detach_for_everybody_even_after_a_stop() {
+        let (client, warden) = pair();
+        let how = Ending::Stop;
+        tell(&warden, &Event::End { how });
+        ends(&client, how).await;
+        drop(warden);
+        let mut ending = client.ending();
+        let last = tokio::time::timeout(DEADLINE, async {
+            while ending.changed().await.is_ok() {}
+            *ending.borrow()
+        });
+        assert_eq!(last.await.unwrap(), Some(Ending::Detach));
+        let refused = client.adopt(Uuid::new_v4()).await.unwrap_err();
+        assert!(matches!(refused, SpawnError::WardenGone), "{refused}");
+    }
 }

@@ -48,18 +48,18 @@ impl FolderError {
     }
 }
 
-/// Holds the lock and empties the run folder when dropped.
+/// Holds the lock, and removes the run folder when dropped unless somebody still needs it.
 #[derive(Debug)]
 pub struct Folders {
     run: PathBuf,
+    kept: bool,
     _lock: File,
 }
 
 impl Folders {
     /// `uid`: who the folders shall belong to; absent when that is us.
     pub fn prepare(paths: &Paths, uid: Option<u32>) -> Result<Self, FolderError> {
-        make_all(&paths.state)?;
-        let lock = lock(&paths.state)?;
+        let folders = Self::lock(paths)?;
         for folder in paths.kept() {
             make(folder)?;
             give(folder, uid)?;
@@ -71,18 +71,40 @@ impl Folders {
             reachable(&paths.state, uid)?;
             reachable(paths.run.parent().unwrap_or(&paths.run), uid)?;
         }
-        clear(&paths.run)?;
-        make(&paths.run)?;
-        give(&paths.run, uid)?;
+        Ok(folders)
+    }
+
+    /// The lock alone. What is in the run folder stays until it is known whether somebody lives there.
+    pub fn lock(paths: &Paths) -> Result<Self, FolderError> {
+        make_all(&paths.state)?;
         Ok(Self {
             run: paths.run.clone(),
-            _lock: lock,
+            kept: true,
+            _lock: lock(&paths.state)?,
         })
+    }
+
+    /// Makes the run folder, empty unless workers of an earlier appliance are `left` in it.
+    pub fn open_run(&mut self, uid: Option<u32>, left: bool) -> Result<(), FolderError> {
+        if !left {
+            clear(&self.run)?;
+        }
+        self.kept = left;
+        make(&self.run)?;
+        give(&self.run, uid)
+    }
+
+    /// Whether the run folder shall stay.
+    pub fn keep(&mut self, kept: bool) {
+        self.kept = kept;
     }
 }
 
 impl Drop for Folders {
     fn drop(&mut self) {
+        if self.kept {
+            return;
+        }
         if let Err(error) = clear(&self.run) {
             tracing::warn!("{}", crate::exit::chain(&error));
         }
@@ -188,7 +210,8 @@ mod tests {
     #[test]
     fn second_appliance_on_the_same_root_is_refused_while_the_first_one_runs() {
         let (_root, paths) = paths();
-        let first = Folders::prepare(&paths, None).unwrap();
+        let mut first = Folders::prepare(&paths, None).unwrap();
+        first.open_run(None, false).unwrap();
         let error = Folders::prepare(&paths, None).unwrap_err();
         assert!(matches!(error, FolderError::Locked { .. }), "{error}");
         assert!(
@@ -207,7 +230,8 @@ mod tests {
         std::fs::write(outside.join("precious"), "x").unwrap();
         std::fs::create_dir_all(paths.workers.join("old")).unwrap();
         symlink(&outside, paths.run.join("link")).unwrap();
-        let folders = Folders::prepare(&paths, None).unwrap();
+        let mut folders = Folders::prepare(&paths, None).unwrap();
+        folders.open_run(None, false).unwrap();
         assert_eq!(std::fs::read_dir(&paths.run).unwrap().count(), 0);
         drop(folders);
         assert!(!paths.run.exists());
@@ -215,9 +239,29 @@ mod tests {
     }
 
     #[test]
+    fn run_folder_in_which_workers_live_is_kept_with_what_is_in_it() {
+        let (_root, paths) = paths();
+        let worker = paths.workers.join("left");
+        std::fs::create_dir_all(&worker).unwrap();
+        // One that fails before anybody knows who is left must not have removed it.
+        drop(Folders::prepare(&paths, None).unwrap());
+        assert!(worker.exists());
+        let mut folders = Folders::prepare(&paths, None).unwrap();
+        folders.open_run(None, true).unwrap();
+        drop(folders);
+        assert!(worker.exists());
+        let mut folders = Folders::prepare(&paths, None).unwrap();
+        folders.open_run(None, true).unwrap();
+        folders.keep(false);
+        drop(folders);
+        assert!(!paths.run.exists());
+    }
+
+    #[test]
     fn folders_are_private() {
         let (_root, paths) = paths();
-        let _folders = Folders::prepare(&paths, None).unwrap();
+        let mut folders = Folders::prepare(&paths, None).unwrap();
+        folders.open_run(None, false).unwrap();
         for folder in paths.kept().into_iter().chain([paths.run.as_path()]) {
             let mode = std::fs::metadata(folder).unwrap().permissions().mode();
             assert_eq!(mode & 0o7777, 0o700, "{}", folder.display());

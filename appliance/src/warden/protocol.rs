@@ -50,6 +50,12 @@ pub enum Request {
     Kill { id: Uuid },
     /// The last descriptor takes the report.
     SpawnImageWorker { id: Uuid, job: String },
+    /// Takes a worker over that an earlier appliance had. From then on it is as if it had been spawned by this one.
+    Adopt { id: Uuid },
+    /// This appliance serves. Workers that were there before it and that it has not adopted end now.
+    Settled,
+    /// An operator asked for the end of everything: answered with [`Ending::Stop`].
+    Stop,
 }
 
 /// To the appliance, after [`ApplianceSetup`].
@@ -70,6 +76,13 @@ pub enum Event {
         id: Uuid,
         message: String,
     },
+    Adopted {
+        id: Uuid,
+    },
+    AdoptFailed {
+        id: Uuid,
+        message: String,
+    },
     /// The answer to [`Request::Usage`]; empty when there is no such worker any more.
     Usage {
         id: Uuid,
@@ -81,8 +94,20 @@ pub enum Event {
         status: Status,
         report: Option<String>,
     },
-    /// End all sessions in order, then exit.
+    /// End, in this way. May be said again when it is meant more severely than before.
+    End {
+        how: Ending,
+    },
+}
+
+/// How an end of the appliance is meant.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Ending {
+    /// For good: end all sessions in order, then exit.
     Stop,
+    /// Another appliance will take over: leave the sessions as they are, and exit soon.
+    Detach,
 }
 
 /// The memory of one process in bytes, from `/proc/<pid>/smaps_rollup` (proc(5)).
@@ -105,6 +130,8 @@ pub struct Usage {
 pub enum Status {
     Code(i32),
     Signal(i32),
+    /// It was no child of this warden, and the kernel tells the status to nobody else.
+    Unknown,
 }
 
 impl std::fmt::Display for Status {
@@ -112,6 +139,7 @@ impl std::fmt::Display for Status {
         match self {
             Self::Code(code) => write!(f, "exit status {code}"),
             Self::Signal(signal) => write!(f, "signal {signal}"),
+            Self::Unknown => f.write_str("a status that nobody was told"),
         }
     }
 }
@@ -161,7 +189,12 @@ impl Request {
                 spec.objection()
                     .map_or(Ok(()), |objection| Err(Refused::Spec(objection)))
             }
-            Self::LimitCpu { .. } | Self::Kill { .. } | Self::Usage { .. } => expect(0, fds),
+            Self::LimitCpu { .. }
+            | Self::Kill { .. }
+            | Self::Usage { .. }
+            | Self::Adopt { .. }
+            | Self::Settled
+            | Self::Stop => expect(0, fds),
             Self::SpawnImageWorker { .. } if fds.is_empty() || fds.len() > MAX_FDS => {
                 Err(Refused::Descriptors {
                     expected: MAX_FDS,
@@ -237,7 +270,15 @@ mod tests {
 
     #[test]
     fn request_written_and_read_back_is_the_same() {
-        for request in [spawn(), shape(SMALL), Request::Usage { id: Uuid::nil() }] {
+        let id = Uuid::nil();
+        for request in [
+            spawn(),
+            shape(SMALL),
+            Request::Usage { id },
+            Request::Adopt { id },
+            Request::Settled,
+            Request::Stop,
+        ] {
             let text = serde_json::to_string(&request).unwrap();
             assert_eq!(Request::parse(&message(&text)).unwrap(), request);
         }
@@ -268,7 +309,14 @@ mod tests {
     #[test]
     fn request_that_takes_no_descriptor_is_refused_with_one() {
         let id = Uuid::nil();
-        for request in [Request::Kill { id }, Request::Usage { id }, shape(SMALL)] {
+        for request in [
+            Request::Kill { id },
+            Request::Usage { id },
+            Request::Adopt { id },
+            Request::Settled,
+            Request::Stop,
+            shape(SMALL),
+        ] {
             assert_eq!(request.check(&[]), Ok(()));
             assert!(matches!(
                 request.check(&[file()]),

@@ -1,41 +1,30 @@
-//! The warden's life: prepare, spawn the appliance, answer it, end everything.
+//! The warden's life: prepare, take over what an earlier one has left, work, end everything or let go of it.
 
-use std::collections::VecDeque;
-use std::fs::File;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
-use std::os::fd::{AsFd, BorrowedFd};
-use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use rustix::event::{PollFd, PollFlags, Timespec};
-use uuid::Uuid;
-
+use super::appliance::Launch;
 use super::cgroup::Cgroups;
-use super::channel::{self, Message};
-use super::children::Children;
+use super::children::{Children, Terms};
 use super::folders::{FolderError, Folders};
 use super::program::{Program, ProgramError};
-use super::protocol::{ApplianceSetup, Event, Request, Status};
+use super::protocol::{ApplianceSetup, Ending, Status};
+use super::records::Records;
+use super::run::{Outcome, Warden};
 use super::signals::Signals;
-use super::spawn::{OURSELVES, Process, Role};
+use super::takeover::take_over;
 use crate::config::Checked;
 use crate::doctor::kvm::{self, KvmError};
 use crate::exit::{Exit, chain};
 
 pub use super::protocol::Task;
 
-/// How long the appliance may take to end its sessions and itself. Longer than one session may take
-/// (`wire::timing::HOST_KILL_AFTER`), and shorter than `TimeoutStopSec` of the systemd unit.
-const STOP_LIMIT: Duration = Duration::from_secs(20);
-/// How long an appliance that has closed its socket may take to be gone.
-const CLOSED_LIMIT: Duration = Duration::from_secs(5);
-/// Events that the appliance has not read. Beyond that it is broken.
-const MAX_WAITING_EVENTS: usize = 16_384;
 /// Connections that may wait for their `accept`: a burst of new callers, each with its own.
 const BACKLOG: i32 = 1024;
-/// Requests answered before signals and children are looked at again.
-const REQUESTS_AT_ONCE: usize = 32;
+/// How long the port of an appliance that was killed may take to be free.
+const BIND_PATIENCE: Duration = Duration::from_secs(3);
+const BIND_PAUSE: Duration = Duration::from_millis(50);
 
 /// Why nothing was started.
 #[derive(Debug, thiserror::Error)]
@@ -44,6 +33,8 @@ pub enum ServeError {
     Kvm(#[from] KvmError),
     #[error(transparent)]
     Folders(#[from] FolderError),
+    #[error("Cannot read what an earlier appliance has left")]
+    Records(#[source] io::Error),
     #[error("Cannot listen on {address}")]
     Listen {
         address: SocketAddr,
@@ -62,10 +53,13 @@ impl ServeError {
         match self {
             Self::Kvm(_) | Self::Worker(ProgramError::NoExec { .. }) => Exit::Unavailable,
             Self::Folders(error) if error.is_permission() => Exit::Permission,
-            Self::Listen { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
+            Self::Listen { source, .. } | Self::Records(source)
+                if source.kind() == io::ErrorKind::PermissionDenied =>
+            {
                 Exit::Permission
             }
             Self::Folders(_)
+            | Self::Records(_)
             | Self::Listen { .. }
             | Self::Worker(_)
             | Self::Signals(_)
@@ -74,17 +68,24 @@ impl ServeError {
     }
 }
 
-/// Runs until the appliance has ended. Nothing is left running or lying about afterwards.
+/// Runs until it is told to end, or the appliance cannot go on. Afterwards nothing is left, or only workers with a guest, as the kind of
+/// the end wants it.
 pub fn serve(config: Checked, task: Task) -> Result<Exit, ServeError> {
     raise_descriptor_limit();
     let kvm = kvm::open_usable()?;
     let uid = rustix::process::geteuid()
         .is_root()
         .then_some(config.uid_base);
-    let folders = Folders::prepare(&config.paths, uid)?;
+    let mut folders = Folders::prepare(&config.paths, uid)?;
     let worker = Program::unpack(&config.paths.state)?;
+    let records = Records::open(&config.paths.records).map_err(ServeError::Records)?;
+    let left = take_over(&records).map_err(ServeError::Records)?;
+    if !left.workers.is_empty() {
+        tracing::info!(workers = left.workers.len(), "Taking over");
+    }
+    folders.open_run(uid, !left.workers.is_empty())?;
     let listener = match task {
-        Task::Serve => Some(listen(config.listen)?),
+        Task::Serve => Some(listen(config.listen, left.appliance)?),
         Task::Bench(_) => None,
     };
     let signals = Signals::catch().map_err(ServeError::Signals)?;
@@ -95,45 +96,47 @@ pub fn serve(config: Checked, task: Task) -> Result<Exit, ServeError> {
             None
         }
     };
-    let stdout = match task {
-        Task::Serve => Stdio::null(),
-        Task::Bench(_) => Stdio::inherit(),
+    let mut children = Children::new(Terms {
+        worker,
+        cgroups,
+        uid_base: uid,
+        orphan_limit_seconds: config.orphan_limit_seconds,
+        records,
+    });
+    children.take_over(left.workers);
+    let setup = ApplianceSetup {
+        config,
+        uid,
+        cpu: kvm::cpu_digest(&kvm),
+        task: task.clone(),
     };
-    let appliance =
-        Process::spawn(OURSELVES, Role::Appliance, stdout).map_err(ServeError::Appliance)?;
-    appliance
-        .send_first(
-            &ApplianceSetup {
-                config,
-                uid,
-                cpu: kvm::cpu_digest(&kvm),
-                task: task.clone(),
-            },
-            listener.as_ref().map(AsFd::as_fd).as_slice(),
-        )
+    let launch = Launch { setup, listener };
+    let appliance = launch
+        .start(children.records())
         .map_err(ServeError::Appliance)?;
-    drop(listener);
-    let mut warden = Warden {
-        kvm,
-        signals,
-        appliance,
-        children: Children::new(worker, cgroups, uid),
-        outbox: VecDeque::new(),
-        stopping: false,
-        deadline: None,
-    };
-    let status = warden.run();
-    let left = warden.children.busy();
-    warden.children.end_all();
-    drop(folders);
-    Ok(ended(&task, warden.stopping, status, left))
+    let warden = Warden::new(kvm, signals, launch, appliance, children);
+    let (outcome, children) = warden.run();
+    finish(&task, &outcome, children, folders);
+    Ok(exit(&task, &outcome))
 }
 
 /// The socket of the front door. It is made here, where ports below 1024 may be bound, and first, so that
 /// a port in use is told before anything is started. The warden reads nothing from it.
-fn listen(address: SocketAddr) -> Result<TcpListener, ServeError> {
+fn listen(address: SocketAddr, patient: bool) -> Result<TcpListener, ServeError> {
     let failed = |source| ServeError::Listen { address, source };
-    let listener = TcpListener::bind(address).map_err(failed)?;
+    let deadline = Instant::now() + BIND_PATIENCE;
+    let listener = loop {
+        match TcpListener::bind(address) {
+            Err(error)
+                if patient
+                    && error.kind() == io::ErrorKind::AddrInUse
+                    && Instant::now() < deadline =>
+            {
+                std::thread::sleep(BIND_PAUSE);
+            }
+            bound => break bound.map_err(failed)?,
+        }
+    };
     rustix::net::listen(&listener, BACKLOG).map_err(|error| failed(error.into()))?;
     Ok(listener)
 }
@@ -148,354 +151,105 @@ fn raise_descriptor_limit() {
     }
 }
 
-/// What the end of the appliance process means for ours.
-fn ended(task: &Task, stopping: bool, status: Status, left: usize) -> Exit {
-    if left > 0 {
-        tracing::warn!("{left} processes were still running and have been killed");
+/// What becomes of the children. Whoever did not ask for an end of everything finds the sessions again.
+fn fate(task: &Task, outcome: &Outcome) -> Ending {
+    match (task, outcome.ending) {
+        (Task::Bench(_), _) => Ending::Stop,
+        (Task::Serve, ending) => ending.unwrap_or(Ending::Detach),
     }
-    match (status, task) {
-        (Status::Code(0), _) if stopping => Exit::Ok,
+}
+
+fn finish(task: &Task, outcome: &Outcome, mut children: Children, mut folders: Folders) {
+    let kept = match fate(task, outcome) {
+        Ending::Stop => {
+            let left = children.busy();
+            if left > 0 {
+                tracing::warn!("{left} processes were still running and have been killed");
+            }
+            children.end_all();
+            0
+        }
+        Ending::Detach => children.detach(),
+    };
+    if kept > 0 {
+        tracing::info!(workers = kept, "Workers live on until the next start");
+    }
+    // Leaves go before the folder that they are in.
+    drop(children);
+    folders.keep(kept > 0);
+}
+
+/// What the end of the appliance process means for ours.
+fn exit(task: &Task, outcome: &Outcome) -> Exit {
+    let asked = outcome.ending.is_some();
+    match (outcome.status, task) {
+        (Status::Code(0), _) if asked => Exit::Ok,
         (Status::Code(0), Task::Bench(_)) => Exit::Ok,
-        (Status::Code(code), _) if code != 0 => Exit::from_code(code),
-        _ => {
+        (Status::Code(code), _) if code != 0 && (asked || !outcome.settled) => {
+            Exit::from_code(code)
+        }
+        (status, _) => {
             tracing::error!("The appliance process ended with {status}");
             Exit::Internal
         }
     }
 }
 
-struct Warden {
-    kvm: File,
-    signals: Signals,
-    appliance: Process,
-    children: Children,
-    outbox: VecDeque<Vec<u8>>,
-    stopping: bool,
-    /// When the appliance is killed, if it is still there.
-    deadline: Option<Instant>,
-}
-
-/// Who has something for us.
-#[derive(Debug, Clone, Copy)]
-enum Source {
-    Signals,
-    ApplianceEnd,
-    ApplianceSocket,
-    ChildEnd(Uuid),
-    ChildSocket(Uuid),
-}
-
-impl Warden {
-    fn run(&mut self) -> Status {
-        loop {
-            let ready = match self.wait() {
-                Ok(ready) => ready,
-                Err(error) => {
-                    tracing::error!("Cannot poll: {error}");
-                    self.appliance.kill();
-                    Vec::new()
-                }
-            };
-            if self
-                .deadline
-                .is_some_and(|deadline| deadline <= Instant::now())
-            {
-                tracing::warn!("The appliance process did not end in time and is killed");
-                self.appliance.kill();
-                self.deadline = None;
-            }
-            for (source, flags) in ready {
-                match source {
-                    Source::Signals => self.on_signals(),
-                    Source::ApplianceSocket => self.on_socket(flags),
-                    Source::ChildSocket(id) => self.children.hear(id),
-                    Source::ChildEnd(id) => {
-                        if let Some(event) = self.children.reap(id) {
-                            self.tell(&event);
-                        }
-                    }
-                    Source::ApplianceEnd => {}
-                }
-            }
-            match self.appliance.try_wait() {
-                Ok(None) => {}
-                Ok(Some(status)) => return status,
-                Err(error) => {
-                    tracing::error!("Cannot wait for the appliance process: {error}");
-                    return Status::Signal(0);
-                }
-            }
-        }
-    }
-
-    fn wait(&self) -> io::Result<Vec<(Source, PollFlags)>> {
-        let mut sources = vec![(Source::Signals, self.signals.as_fd(), PollFlags::IN)];
-        sources.push((Source::ApplianceEnd, self.appliance.pidfd(), PollFlags::IN));
-        if let Some(socket) = &self.appliance.socket {
-            let mut wanted = PollFlags::IN;
-            wanted.set(PollFlags::OUT, !self.outbox.is_empty());
-            sources.push((Source::ApplianceSocket, socket.as_fd(), wanted));
-        }
-        for (id, pidfd, socket) in self.children.watched() {
-            sources.push((Source::ChildEnd(id), pidfd, PollFlags::IN));
-            if let Some(socket) = socket {
-                sources.push((Source::ChildSocket(id), socket, PollFlags::IN));
-            }
-        }
-        poll(&sources, self.deadline)
-    }
-
-    fn on_signals(&mut self) {
-        if self.signals.take() == 0 {
-            return;
-        }
-        if self.stopping {
-            tracing::warn!("Asked to stop twice: ending at once");
-            self.appliance.kill();
-            return;
-        }
-        tracing::info!("Stopping");
-        self.stopping = true;
-        self.deadline = Some(Instant::now() + STOP_LIMIT);
-        self.tell(&Event::Stop);
-    }
-
-    fn on_socket(&mut self, flags: PollFlags) {
-        if flags.contains(PollFlags::OUT) {
-            self.flush();
-        }
-        if !flags.intersects(PollFlags::IN | PollFlags::HUP | PollFlags::ERR) {
-            return;
-        }
-        for _ in 0..REQUESTS_AT_ONCE {
-            let Some(socket) = &self.appliance.socket else {
-                return;
-            };
-            match channel::receive(socket.as_fd(), true) {
-                Ok(Some(message)) => self.on_message(message),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
-                Ok(None) => return self.close(),
-                // It ended with answers unread.
-                Err(error) if error.kind() == io::ErrorKind::ConnectionReset => {
-                    return self.close();
-                }
-                Err(error) => {
-                    tracing::error!("Cannot read from the appliance process: {error}");
-                    return self.close();
-                }
-            }
-        }
-    }
-
-    /// Without its socket the appliance can do nothing any more; it is given a moment to end.
-    fn close(&mut self) {
-        self.appliance.socket = None;
-        let deadline = Instant::now() + CLOSED_LIMIT;
-        self.deadline = Some(self.deadline.map_or(deadline, |at| at.min(deadline)));
-    }
-
-    fn on_message(&mut self, message: Message) {
-        let request = match Request::parse(&message) {
-            Ok(request) => request,
-            Err(error) => {
-                tracing::error!("The appliance process is broken: {error}");
-                self.appliance.kill();
-                return;
-            }
-        };
-        let checked = request.check(&message.fds);
-        match request {
-            Request::SpawnWorker { id } => {
-                let result = checked
-                    .map_err(Into::into)
-                    .and_then(|()| self.children.spawn_worker(id, &message.fds, &self.kvm));
-                self.answer(id, result);
-            }
-            Request::Shape { id, spec } => {
-                let result = checked
-                    .map_err(Into::into)
-                    .and_then(|()| self.children.shape(id, spec));
-                self.tell(&match result {
-                    Ok(()) => Event::Shaped { id },
-                    Err(error) => Event::ShapeFailed {
-                        id,
-                        message: chain(&error),
-                    },
-                });
-            }
-            Request::Usage { id } => {
-                let usage = self.children.usage(id);
-                self.tell(&Event::Usage { id, usage });
-            }
-            Request::SpawnImageWorker { id, job } => {
-                let result = checked
-                    .map_err(Into::into)
-                    .and_then(|()| self.children.spawn_image_worker(id, job, &message.fds));
-                self.answer(id, result);
-            }
-            Request::LimitCpu { id } => self.children.limit_cpu(id),
-            Request::Kill { id } => self.children.kill(id),
-        }
-    }
-
-    fn answer(&mut self, id: Uuid, result: Result<(), super::children::StartError>) {
-        let event = match result {
-            Ok(()) => Event::Spawned { id },
-            Err(error) => Event::SpawnFailed {
-                id,
-                message: chain(&error),
-            },
-        };
-        self.tell(&event);
-    }
-
-    fn tell(&mut self, event: &Event) {
-        match serde_json::to_vec(event) {
-            Ok(bytes) => self.outbox.push_back(bytes),
-            Err(error) => tracing::error!("Cannot encode an event: {error}"),
-        }
-        if self.outbox.len() > MAX_WAITING_EVENTS {
-            tracing::error!("The appliance process does not read its events");
-            self.appliance.kill();
-        }
-        self.flush();
-    }
-
-    /// Never waits: what does not fit now is sent when `poll` says so.
-    fn flush(&mut self) {
-        let Some(socket) = &self.appliance.socket else {
-            return self.outbox.clear();
-        };
-        while let Some(event) = self.outbox.front() {
-            match channel::send(socket.as_fd(), event, &[], true) {
-                Ok(()) => drop(self.outbox.pop_front()),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
-                // It is going; its end comes as an event of its own.
-                Err(_) => return self.outbox.clear(),
-            }
-        }
-    }
-}
-
-fn poll(
-    sources: &[(Source, BorrowedFd<'_>, PollFlags)],
-    deadline: Option<Instant>,
-) -> io::Result<Vec<(Source, PollFlags)>> {
-    let mut fds: Vec<_> = sources
-        .iter()
-        .map(|(_, fd, wanted)| PollFd::from_borrowed_fd(*fd, *wanted))
-        .collect();
-    let timeout = deadline
-        .map(|deadline| deadline.saturating_duration_since(Instant::now()))
-        .map(|left| Timespec::try_from(left).unwrap_or_default());
-    match rustix::event::poll(&mut fds, timeout.as_ref()) {
-        Ok(_) | Err(rustix::io::Errno::INTR) => {}
-        Err(error) => return Err(error.into()),
-    }
-    let ready = fds
-        .iter()
-        .zip(sources)
-        .filter(|(fd, _)| !fd.revents().is_empty());
-    Ok(ready
-        .map(|(fd, (source, ..))| (*source, fd.revents()))
-        .collect())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::fd::OwnedFd;
 
-    /// A warden whose appliance is `cat`: it ends when its input does.
-    fn warden() -> (Warden, OwnedFd) {
-        let mut appliance = Process::start("/bin/cat", "-", &[], Stdio::null()).unwrap();
-        // Our end of a pair of our own in the place of cat's, so that the test can speak for it.
-        let (ours, theirs) = channel::pair().unwrap();
-        let kept = appliance.socket.replace(ours);
-        std::mem::forget(kept);
-        let warden = Warden {
-            kvm: tempfile::tempfile().unwrap(),
-            signals: Signals::catch().unwrap(),
-            appliance,
-            children: Children::new(Program::named("/nonexistent/cabana"), None, None),
-            outbox: VecDeque::new(),
-            stopping: false,
-            deadline: None,
-        };
-        (warden, theirs)
+    fn outcome(ending: Option<Ending>, settled: bool, status: Status) -> Outcome {
+        Outcome {
+            status,
+            settled,
+            ending,
+        }
     }
 
-    fn events(socket: &OwnedFd) -> Vec<Event> {
-        let mut events = Vec::new();
-        while let Ok(Some(message)) = channel::receive(socket.as_fd(), true) {
-            events.push(serde_json::from_slice(&message.bytes).unwrap());
-        }
-        events
-    }
-
-    #[test]
-    fn appliance_that_sends_nonsense_is_ended() {
-        let (mut warden, appliance) = warden();
-        channel::send(appliance.as_fd(), b"{}", &[], true).unwrap();
-        assert_eq!(warden.run(), Status::Signal(9));
-    }
-
-    #[test]
-    fn hostile_request_is_refused_and_the_next_one_is_still_answered() {
-        let (mut warden, appliance) = warden();
-        let id = Uuid::new_v4();
-        let spawn = Request::SpawnWorker { id };
-        let send = |request: &Request, fds: &[BorrowedFd<'_>]| {
-            let bytes = serde_json::to_vec(request).unwrap();
-            channel::send(appliance.as_fd(), &bytes, fds, true).unwrap();
-        };
-        send(&spawn, &[]);
-        send(&spawn, &[appliance.as_fd(); 3]);
-        send(&Request::Kill { id: Uuid::new_v4() }, &[appliance.as_fd()]);
-        warden.on_socket(PollFlags::IN);
-        let refusals = events(&appliance);
-        assert_eq!(refusals.len(), 2, "{refusals:?}");
-        for event in refusals {
-            assert!(
-                matches!(event, Event::SpawnFailed { id: other, .. } if other == id),
-                "{event:?}"
-            );
-        }
-        assert_eq!(warden.children.watched().count(), 0);
-    }
-
-    #[test]
-    fn appliance_that_reads_nothing_does_not_hold_the_warden_and_loses_nothing() {
-        let (mut warden, appliance) = warden();
-        let count = 2000;
-        for _ in 0..count {
-            warden.tell(&Event::Spawned { id: Uuid::new_v4() });
-        }
-        let mut seen = events(&appliance).len();
-        assert!(
-            seen < count,
-            "the socket took everything, so nothing was tested"
-        );
-        while seen < count {
-            warden.flush();
-            let more = events(&appliance).len();
-            assert_ne!(more, 0, "{seen} of {count} events arrived");
-            seen += more;
-        }
+    fn bench() -> Task {
+        Task::Bench(crate::bench::Plan {
+            measure: crate::bench::Measure::ColdBoot { count: 1 },
+            json: false,
+        })
     }
 
     #[test]
     fn end_of_the_appliance_decides_the_exit_code() {
-        let serve = |stopping, status| ended(&Task::Serve, stopping, status, 0);
-        assert_eq!(serve(true, Status::Code(0)), Exit::Ok);
-        assert_eq!(serve(false, Status::Code(0)), Exit::Internal);
-        assert_eq!(serve(false, Status::Code(1)), Exit::Failed);
-        assert_eq!(serve(false, Status::Code(134)), Exit::Internal);
-        assert_eq!(serve(true, Status::Signal(9)), Exit::Internal);
-        let bench = Task::Bench(crate::bench::Plan {
-            measure: crate::bench::Measure::ColdBoot { count: 1 },
-            json: false,
-        });
-        assert_eq!(ended(&bench, false, Status::Code(0), 0), Exit::Ok);
+        let serve = |ending, settled, status| exit(&Task::Serve, &outcome(ending, settled, status));
+        for how in [Ending::Stop, Ending::Detach] {
+            assert_eq!(serve(Some(how), true, Status::Code(0)), Exit::Ok);
+            assert_eq!(serve(Some(how), true, Status::Code(1)), Exit::Failed);
+            assert_eq!(serve(Some(how), true, Status::Signal(9)), Exit::Internal);
+        }
+        assert_eq!(serve(None, false, Status::Code(0)), Exit::Internal);
+        assert_eq!(serve(None, false, Status::Code(1)), Exit::Failed);
+        assert_eq!(serve(None, false, Status::Code(134)), Exit::Internal);
+        // It served, and was started again too often.
+        assert_eq!(serve(None, true, Status::Code(1)), Exit::Internal);
+        let ended = outcome(None, false, Status::Code(0));
+        assert_eq!(exit(&bench(), &ended), Exit::Ok);
+    }
+
+    #[test]
+    fn only_who_asks_for_a_stop_ends_the_sessions() {
+        let fate = |task: &Task, ending| fate(task, &outcome(ending, true, Status::Code(0)));
+        assert_eq!(fate(&Task::Serve, None), Ending::Detach);
+        assert_eq!(fate(&Task::Serve, Some(Ending::Detach)), Ending::Detach);
+        assert_eq!(fate(&Task::Serve, Some(Ending::Stop)), Ending::Stop);
+        assert_eq!(fate(&bench(), None), Ending::Stop);
+    }
+
+    #[test]
+    fn port_of_an_appliance_that_is_on_its_way_out_is_waited_for() {
+        let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = taken.local_addr().unwrap();
+        assert!(matches!(
+            listen(address, false),
+            Err(ServeError::Listen { .. })
+        ));
+        let waiting = std::thread::spawn(move || listen(address, true));
+        drop(taken);
+        waiting.join().unwrap().unwrap();
     }
 }

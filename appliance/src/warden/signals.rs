@@ -1,4 +1,7 @@
-//! SIGTERM, SIGINT and SIGHUP as bytes in a socket, so that `poll` sees them.
+//! SIGTERM, SIGINT and SIGHUP as bytes in sockets, so that `poll` sees them.
+//!
+//! SIGTERM is what a service manager sends, also when it only starts the service anew: another appliance is expected. SIGINT and SIGHUP
+//! come from a terminal, and who sits there wants an end of everything.
 
 use std::io::{self, Read};
 use std::os::fd::{AsFd, BorrowedFd};
@@ -7,31 +10,46 @@ use std::os::unix::net::UnixStream;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::low_level::pipe;
 
-/// The read end. Handlers stay for the life of the process.
+use super::protocol::Ending;
+
+/// The read ends. Handlers stay for the life of the process.
 #[derive(Debug)]
 pub struct Signals {
-    stream: UnixStream,
+    stop: UnixStream,
+    detach: UnixStream,
 }
 
 impl Signals {
     pub fn catch() -> io::Result<Self> {
-        let (stream, writer) = UnixStream::pair()?;
-        stream.set_nonblocking(true)?;
-        for signal in [SIGTERM, SIGINT, SIGHUP] {
-            pipe::register(signal, writer.try_clone()?)?;
-        }
-        Ok(Self { stream })
+        Ok(Self {
+            stop: caught(&[SIGINT, SIGHUP])?,
+            detach: caught(&[SIGTERM])?,
+        })
     }
 
-    /// How many came since the last call.
-    pub fn take(&mut self) -> usize {
+    pub fn fd(&self, how: Ending) -> BorrowedFd<'_> {
+        match how {
+            Ending::Stop => self.stop.as_fd(),
+            Ending::Detach => self.detach.as_fd(),
+        }
+    }
+
+    /// How many of one meaning came since the last call.
+    pub fn take(&mut self, how: Ending) -> usize {
+        let stream = match how {
+            Ending::Stop => &mut self.stop,
+            Ending::Detach => &mut self.detach,
+        };
         let mut bytes = [0; 64];
-        self.stream.read(&mut bytes).unwrap_or(0)
+        stream.read(&mut bytes).unwrap_or(0)
     }
 }
 
-impl AsFd for Signals {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.stream.as_fd()
+fn caught(signals: &[i32]) -> io::Result<UnixStream> {
+    let (stream, writer) = UnixStream::pair()?;
+    stream.set_nonblocking(true)?;
+    for signal in signals {
+        pipe::register(*signal, writer.try_clone()?)?;
     }
+    Ok(stream)
 }

@@ -4,11 +4,13 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, PidfdFlags, Signal};
+use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::process::Signal;
 
-use super::channel;
 use super::protocol::Status;
+use super::{channel, proof};
 use crate::telemetry::{FILTER_VARIABLE, FORMAT_VARIABLE};
 
 /// The running file itself, even when an upgrade has put another one at its path.
@@ -47,13 +49,17 @@ impl Role {
     }
 }
 
-/// A child with a descriptor that cannot come to mean another process, and our end of its socket.
+/// A process with a descriptor that cannot come to mean another one, and our end of its socket.
 #[derive(Debug)]
 pub struct Process {
-    child: Child,
+    /// Absent for one that an earlier warden has started.
+    child: Option<Child>,
+    pid: u32,
     pidfd: OwnedFd,
-    /// `None` once the child has closed its end.
+    /// `None` once the child has closed its end, and for one that is no child.
     pub socket: Option<OwnedFd>,
+    /// Whether it may run when nobody holds it any more.
+    outlives: bool,
 }
 
 impl Process {
@@ -92,11 +98,14 @@ impl Process {
             .stdout(stdout)
             .process_group(0);
         let mut child = command.spawn()?;
-        match open_pidfd(&child) {
+        let pid = child.id();
+        match proof::open(pid) {
             Ok(pidfd) => Ok(Self {
-                child,
+                child: Some(child),
+                pid,
                 pidfd,
                 socket: Some(ours),
+                outlives: false,
             }),
             Err(error) => {
                 let _ = child.kill();
@@ -106,8 +115,24 @@ impl Process {
         }
     }
 
+    /// One that an earlier warden has started, by the descriptor that it was proved with.
+    pub fn found(pid: u32, pidfd: OwnedFd) -> Self {
+        Self {
+            child: None,
+            pid,
+            pidfd,
+            socket: None,
+            outlives: true,
+        }
+    }
+
+    /// From now on it is worth something without us.
+    pub fn outlive(&mut self) {
+        self.outlives = true;
+    }
+
     pub fn id(&self) -> u32 {
-        self.child.id()
+        self.pid
     }
 
     pub fn pidfd(&self) -> BorrowedFd<'_> {
@@ -134,34 +159,58 @@ impl Process {
 
     /// Reaps it if it has ended.
     pub fn try_wait(&mut self) -> io::Result<Option<Status>> {
-        Ok(self
-            .child
+        let Some(child) = &mut self.child else {
+            // Its end is told to its parent only; what everybody sees is that it has come.
+            return Ok(proof::has_ended(&self.pidfd).then_some(Status::Unknown));
+        };
+        Ok(child
             .try_wait()?
             .map(|status| match (status.code(), status.signal()) {
                 (Some(code), _) => Status::Code(code),
                 (None, signal) => Status::Signal(signal.unwrap_or(0)),
             }))
     }
-}
 
-impl Drop for Process {
-    /// Nothing that was started here is left running, on no way out.
-    fn drop(&mut self) {
-        self.kill();
-        let _ = self.child.wait();
+    /// Waits for its end and reaps it.
+    pub fn wait(&mut self) -> io::Result<()> {
+        match &mut self.child {
+            Some(child) => child.wait().map(drop),
+            None => self.poll_end(None).map(drop),
+        }
+    }
+
+    /// Waits for its end, but not for ever. Does not reap it.
+    pub fn ends_within(&mut self, limit: Duration) -> io::Result<bool> {
+        self.poll_end(Some(Instant::now() + limit))
+    }
+
+    fn poll_end(&self, deadline: Option<Instant>) -> io::Result<bool> {
+        loop {
+            let left = deadline.map(|at| at.saturating_duration_since(Instant::now()));
+            let timeout = left.map(|left| Timespec::try_from(left).unwrap_or_default());
+            let mut fds = [PollFd::new(&self.pidfd, PollFlags::IN)];
+            match rustix::event::poll(&mut fds, timeout.as_ref()) {
+                Ok(ready) => return Ok(ready > 0),
+                Err(rustix::io::Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
     }
 }
 
-fn open_pidfd(child: &Child) -> io::Result<OwnedFd> {
-    let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
-    let pid = pid.ok_or(io::ErrorKind::InvalidData)?;
-    Ok(rustix::process::pidfd_open(pid, PidfdFlags::empty())?)
+impl Drop for Process {
+    /// Nothing that is of no use to anybody else is left running, on no way out.
+    fn drop(&mut self) {
+        if !self.outlives {
+            self.kill();
+            let _ = self.wait();
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use rustix::event::{PollFd, PollFlags, Timespec};
 
     const DEADLINE: Timespec = Timespec {
         tv_sec: 20,

@@ -61,8 +61,8 @@ impl WorkerHost {
             paths: Arc::new(paths),
         };
         let turns = Turns::new(settings.parallel_starts);
-        let stop = warden.stop_requested();
-        let spares = Spares::keep(settings.spares, maker.clone(), turns.clone(), stop);
+        let ending = warden.ending();
+        let spares = Spares::keep(settings.spares, maker.clone(), turns.clone(), ending);
         Ok(Self {
             warden,
             guest,
@@ -100,6 +100,16 @@ impl WorkerHost {
         fds: Vec<OwnedFd>,
     ) -> Result<images::JobReport, ImageJobError> {
         self.warden.run_image_job(job, fds).await
+    }
+
+    /// Whoever an earlier appliance has left ends now; see [`WardenClient::settled`].
+    pub async fn settled(&self) {
+        self.warden.settled().await;
+    }
+
+    /// Asks for the end of everything; see [`WardenClient::request_stop`].
+    pub async fn request_stop(&self) {
+        self.warden.request_stop().await;
     }
 
     async fn launch_now(

@@ -18,6 +18,7 @@ use super::launch::LaunchError;
 use super::shell::{Shell, ShellMaker};
 use super::turns::Turns;
 use crate::exit::chain;
+use crate::warden::protocol::Ending;
 
 /// Callers that wait for an answer, which comes at once.
 const QUEUE: usize = 64;
@@ -35,12 +36,12 @@ pub struct Spares {
 }
 
 impl Spares {
-    /// Keeps `count` of them, until `stop` becomes true.
+    /// Keeps `count` of them, until it is said how this appliance ends.
     pub fn keep(
         count: usize,
         maker: ShellMaker,
         turns: Turns,
-        stop: watch::Receiver<bool>,
+        ending: watch::Receiver<Option<Ending>>,
     ) -> Self {
         let (wishes, inbox) = mpsc::channel(QUEUE);
         let keeper = Keeper {
@@ -53,7 +54,7 @@ impl Spares {
             backoff: Backoff::default(),
             retry_at: None,
         };
-        tokio::spawn(keeper.run(inbox, stop));
+        tokio::spawn(keeper.run(inbox, ending));
         Self { wishes }
     }
 
@@ -89,7 +90,7 @@ impl Keeper {
     async fn run(
         mut self,
         mut inbox: mpsc::Receiver<oneshot::Sender<Shell>>,
-        mut stop: watch::Receiver<bool>,
+        mut ending: watch::Receiver<Option<Ending>>,
     ) {
         let turns = self.turns.clone();
         loop {
@@ -104,7 +105,7 @@ impl Keeper {
                     Some(answer) => self.hand_out(answer),
                     None => break,
                 },
-                _ = stop.wait_for(|stop| *stop) => break,
+                _ = ending.wait_for(Option::is_some) => break,
                 () = poll_fn(|context| self.poll(context)) => {}
                 () = turns.one_ended(), if waits => {}
                 () = sleep_until(too_long), if waits => {}

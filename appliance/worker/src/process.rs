@@ -3,17 +3,18 @@
 //! Its standard input is the warden's socket. The first message brings what every worker needs: the
 //! host's ends of the guest's vsock and console, the orders socket, and `/dev/kvm`. It gives up
 //! its privileges, makes a virtual machine with nothing in it, and waits: it is a spare. The order
-//! to boot or to restore a guest brings the files that the guest is made of. When the warden's
-//! socket closes, whoever closed it, the microVM is stopped and the process ends: no worker
-//! outlives its warden.
+//! to boot or to restore a guest brings the files that the guest is made of. A spare ends when the
+//! warden's socket closes, whoever closed it. A worker with a guest lives on, so that the next
+//! appliance can adopt it over the orders socket; if none comes, it stops the microVM and ends after
+//! the orphan limit.
 //!
 //! It opens nothing by path, with one exception: `/proc/self/pagemap`, when it is ordered to write
 //! down its guest's working set, which only a trial is. Not before: a descriptor that was opened
 //! with privileges would go on showing physical addresses (`CAP_SYS_ADMIN` of whoever opened it
 //! counts, Documentation/admin-guide/mm/pagemap.rst), and no worker needs those.
 //!
-//! Threads: the first one waits for the guest's end, one carries out orders and watches the
-//! warden's socket, the others are the microVM's.
+//! Threads: the first one waits for the guest's end, one carries out orders and watches
+//! who is there, the others are the microVM's.
 
 use std::fs::File;
 use std::io;
@@ -39,7 +40,7 @@ const STOP_LIMIT: Duration = Duration::from_secs(5);
 /// Orders are carried out without deep calls; what is not touched takes no memory.
 const STACK_BYTES: usize = 256 << 10;
 
-/// Runs until the guest ends or the warden goes away.
+/// Runs until the guest ends or nobody is there for whom it should run.
 pub fn run() -> Result<Exit, Failure> {
     let Some((socket, setup, fds)) = first_message::<WorkerSetup>(c"cabana:spare")? else {
         return Ok(Exit::Ok);
@@ -48,7 +49,8 @@ pub fn run() -> Result<Exit, Failure> {
     privileges::drop_to(setup.uid).map_err(|error| internal(&error))?;
     telemetry::start();
     let say = socket.try_clone().map_err(|error| internal(&error))?;
-    let report = match guest(socket, fds).map_err(|error| internal(&error))? {
+    let orphan_limit = Duration::from_secs(setup.orphan_limit_seconds.into());
+    let report = match guest(socket, fds, orphan_limit).map_err(|error| internal(&error))? {
         Ok(None) => return Ok(Exit::Ok),
         Ok(Some(vm)) => report(vm.wait()),
         Err(what) => WorkerReport::NotStarted { what },
@@ -144,7 +146,11 @@ fn writable_disk(file: File, base: Option<File>) -> BlockConfig {
 
 /// Waits as a spare and becomes a guest; `None` when the warden goes away before. The outer error
 /// is about this process, the inner one about the guest, and the appliance has been told.
-fn guest(socket: OwnedFd, fds: Vec<OwnedFd>) -> io::Result<Result<Option<Vm>, String>> {
+fn guest(
+    socket: OwnedFd,
+    fds: Vec<OwnedFd>,
+    orphan_limit: Duration,
+) -> io::Result<Result<Option<Vm>, String>> {
     let (blank, orders) = match Blank::make(fds) {
         Ok(made) => made,
         Err(what) => return Ok(Err(what)),
@@ -164,6 +170,7 @@ fn guest(socket: OwnedFd, fds: Vec<OwnedFd>) -> io::Result<Result<Option<Vm>, St
     let _ = rustix::thread::set_name(c"cabana:worker");
     match start(blank, order, fds) {
         Ok((vm, steps)) => {
+            desk.outlive(orphan_limit);
             desk.answer(&done(steps, begun));
             serve(desk, vm.handle())?;
             Ok(Ok(Some(vm)))
@@ -216,7 +223,7 @@ fn cannot(order: &Order, why: &str) -> Answer {
     Answer::Failed { message }
 }
 
-/// Carries out orders until the warden goes away, and then stops the microVM.
+/// Carries out orders until nobody is there who could give one, and then stops the microVM.
 fn serve(mut desk: Desk, vm: VmHandle) -> io::Result<()> {
     let thread = std::thread::Builder::new()
         .name("orders".to_owned())
@@ -228,7 +235,10 @@ fn serve(mut desk: Desk, vm: VmHandle) -> io::Result<()> {
                     let answer = carry_out(&vm, &order, fds);
                     desk.answer(&answer);
                 }
-                Ok(Heard::End) => break,
+                Ok(Heard::End) => {
+                    tracing::info!("Nobody has adopted this worker in time");
+                    break;
+                }
                 Err(error) => {
                     tracing::error!("Cannot wait for orders: {error}");
                     break;

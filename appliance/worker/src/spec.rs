@@ -64,6 +64,8 @@ pub struct WorkerSetup {
     pub id: Uuid,
     /// The user and group to become; absent when the warden is not root.
     pub uid: Option<u32>,
+    /// How long it lives with a guest when neither a warden nor an appliance is there.
+    pub orphan_limit_seconds: u32,
 }
 
 /// The longest report that the warden passes on.

@@ -96,6 +96,7 @@ struct Office {
     launcher: Arc<FakeLauncher>,
     pools: Pools,
     authority: Arc<Authority>,
+    asked_to_stop: Arc<Notify>,
     _stop: watch::Sender<bool>,
     _dir: tempfile::TempDir,
 }
@@ -117,6 +118,7 @@ impl Office {
             domain: None,
             port: 8443,
         };
+        let asked_to_stop = Arc::<Notify>::default();
         let admin = Admin {
             pools: pools.clone(),
             authority: Arc::clone(&authority),
@@ -125,6 +127,7 @@ impl Office {
             rules,
             endpoints,
             changes: Changes::default(),
+            stop: Arc::clone(&asked_to_stop),
         };
         let (stop, stopped) = watch::channel(false);
         tokio::spawn(serve(bind(&socket).unwrap(), Arc::new(admin), stopped));
@@ -133,6 +136,7 @@ impl Office {
             launcher,
             pools,
             authority,
+            asked_to_stop,
             _stop: stop,
             _dir: dir,
         }
@@ -524,6 +528,17 @@ async fn archive_is_streamed_to_the_image_service() {
     assert_eq!(answer, expected);
     let (_, images) = office.call("GET", "/images", "").await;
     assert_eq!(images["value"][0]["name"], "demo");
+}
+
+#[tokio::test]
+async fn stop_is_answered_at_once_and_passed_on() {
+    let office = Office::open().await;
+    assert_eq!(office.call("GET", "/stop", "").await.0, 405);
+    let asked = office.asked_to_stop.notified();
+    let mut asked = std::pin::pin!(asked);
+    assert!(!asked.as_mut().enable());
+    assert_eq!(office.call("POST", "/stop", "").await, (202, Value::Null));
+    tokio::time::timeout(DEADLINE, asked).await.unwrap();
 }
 
 #[tokio::test]

@@ -41,6 +41,8 @@ pub struct Cli {
 pub enum Command {
     /// Run the appliance until it is told to stop
     Serve(Serve),
+    /// End the appliance with all its sessions, or what one has left behind
+    Stop(Stop),
     /// Say whether this host can run guests, and what to change if not
     #[command(
         after_help = "Exit code 0: guests can run here. 1: they cannot, and the line says why."
@@ -70,6 +72,9 @@ pub enum Command {
     /// Measure this host
     #[command(subcommand, hide = true)]
     Bench(BenchCommand),
+    /// Make room for `serve` in the cgroup of its service; called by the systemd unit
+    #[command(hide = true)]
+    ReleaseCgroup,
     /// The process that talks to the world; started by `serve`
     #[command(hide = true)]
     Appliance,
@@ -86,8 +91,9 @@ const DEFAULT_GROUP: &str = "default";
   cabana serve
   cabana serve --root /srv/test --listen 127.0.0.1:9443
 
-Started as root, the appliance and every worker run as users of their own. Stop it with SIGTERM or \
-Ctrl-C: sessions are ended in order. A second one ends everything at once.")]
+Started as root, the appliance and every worker run as users of their own. SIGTERM ends it and leaves the \
+sessions to the next `cabana serve`; Ctrl-C or `cabana stop` end the sessions in order as well. A second \
+signal does not wait.")]
 pub struct Serve {
     /// Configuration file [default: etc/cabana/cabana.toml below the root, which may be absent]
     #[arg(long, value_name = "FILE")]
@@ -98,6 +104,20 @@ pub struct Serve {
     /// Address of the HTTPS front door; wins over the configuration file
     #[arg(long, value_name = "ADDR")]
     pub listen: Option<String>,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  cabana stop
+  cabana stop --root /srv/test
+
+Sessions end in order, and the command returns when nothing is left. When no appliance runs, it ends the workers \
+that one has left behind. Nothing to end is no failure.")]
+pub struct Stop {
+    #[command(flatten)]
+    pub connection: Connection,
+    #[arg(long, help = JSON_HELP)]
+    pub json: bool,
 }
 
 /// Flags of every command that talks to the appliance.

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::*;
+use crate::warden::protocol::Ending;
 
 fn settings(spares: usize, parallel_starts: usize) -> Settings {
     Settings {
@@ -193,7 +194,7 @@ async fn spares_end_when_the_appliance_is_asked_to_stop() {
     let setting = Setting::with(settings(2, 1), move |mut warden| {
         let spares = [warden.spawn(), warden.spawn()];
         may_go.recv().unwrap();
-        warden.tell(&Event::Stop);
+        warden.tell(&Event::End { how: Ending::Stop });
         for _ in &spares {
             let id = warden.killed();
             warden.end(id, None);

@@ -10,6 +10,7 @@
 //! descriptor that can be written to, once handed to a worker, could spoil what every later fork
 //! is made of.
 
+mod lifelines;
 pub mod server;
 #[cfg(test)]
 mod tests;

@@ -134,3 +134,105 @@ proptest! {
         let _ = Order::parse(&bytes);
     }
 }
+
+mod lifelines {
+    use std::os::fd::{AsFd, OwnedFd};
+    use std::time::{Duration, Instant};
+
+    use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+
+    use super::super::server::{Desk, Heard};
+    use super::*;
+
+    const ORPHAN_LIMIT: Duration = Duration::from_millis(100);
+
+    /// A worker's desk, and the warden's end of its socket.
+    struct Setting {
+        desk: Desk,
+        warden: OwnedFd,
+        address: SocketAddrUnix,
+        _folder: tempfile::TempDir,
+    }
+
+    impl Setting {
+        fn new() -> Self {
+            let folder = tempfile::tempdir().unwrap();
+            let address = SocketAddrUnix::new(folder.path().join("orders.sock")).unwrap();
+            let listener = socket();
+            rustix::net::bind(&listener, &address).unwrap();
+            rustix::net::listen(&listener, 1).unwrap();
+            let (warden, theirs) = channel::pair().unwrap();
+            Self {
+                desk: Desk::new(theirs, listener),
+                warden,
+                address,
+                _folder: folder,
+            }
+        }
+
+        fn appliance(&self) -> OwnedFd {
+            let appliance = socket();
+            rustix::net::connect(&appliance, &self.address).unwrap();
+            appliance
+        }
+    }
+
+    fn socket() -> OwnedFd {
+        let flags = SocketFlags::CLOEXEC;
+        rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).unwrap()
+    }
+
+    fn order(appliance: &OwnedFd, order: &Order) {
+        let bytes = serde_json::to_vec(order).unwrap();
+        channel::send(appliance.as_fd(), &bytes, &[], true).unwrap();
+    }
+
+    #[test]
+    fn spare_ends_with_its_warden_at_once() {
+        let Setting {
+            mut desk,
+            warden,
+            _folder,
+            ..
+        } = Setting::new();
+        drop(warden);
+        assert!(matches!(desk.wait().unwrap(), Heard::End));
+    }
+
+    #[test]
+    fn guest_that_nobody_adopts_ends_after_the_orphan_limit_and_not_before() {
+        let Setting {
+            mut desk,
+            warden,
+            _folder,
+            ..
+        } = Setting::new();
+        desk.outlive(ORPHAN_LIMIT);
+        let lost = Instant::now();
+        drop(warden);
+        assert!(matches!(desk.wait().unwrap(), Heard::End));
+        assert!(lost.elapsed() >= ORPHAN_LIMIT);
+    }
+
+    #[test]
+    fn guest_without_a_warden_obeys_the_appliance_that_adopts_it_and_then_the_next() {
+        let mut setting = Setting::new();
+        setting.desk.outlive(ORPHAN_LIMIT);
+        let first = setting.appliance();
+        order(&first, &Order::Pause);
+        let (warden, _) = channel::pair().unwrap();
+        drop(std::mem::replace(&mut setting.warden, warden));
+        let heard = setting.desk.wait().unwrap();
+        assert!(matches!(heard, Heard::Order(Order::Pause, _)), "{heard:?}");
+        // The next one is there before the first one has gone.
+        let next = setting.appliance();
+        order(&next, &Order::Resume);
+        drop(first);
+        let heard = setting.desk.wait().unwrap();
+        assert!(matches!(heard, Heard::Order(Order::Resume, _)), "{heard:?}");
+        let lost = Instant::now();
+        drop(next);
+        assert!(matches!(setting.desk.wait().unwrap(), Heard::End));
+        assert!(lost.elapsed() >= ORPHAN_LIMIT);
+    }
+}

@@ -2,18 +2,23 @@
 # Lines that begin with "@@" are for `cargo dev up`; everything else is for people.
 # From its caller: ROOT (the appliance's folder), LISTEN (address), DEMO (the image), LOG (the appliance's log).
 
+# With its sessions, and also those of an appliance that has died: nobody comes for them here.
+stop() {
+  kill -INT "$serve" 2>/dev/null
+  cabana stop --root "$ROOT" >/dev/null
+}
 say() { echo "@@$*"; }
 fail() {
   echo "$1. The end of its log:"
   tail -n 20 "$LOG" | sed 's/^/  /'
   say "failed"
-  [ -z "$serve" ] || kill "$serve" 2>/dev/null
+  stop
   exit 1
 }
 
 cabana serve --root "$ROOT" --listen "$LISTEN" >"$LOG" 2>&1 &
 serve=$!
-trap 'kill "$serve" 2>/dev/null; wait "$serve"; exit 0' TERM INT HUP
+trap 'stop; wait "$serve"; exit 0' TERM INT HUP
 # Not reachable yet is exit code 69.
 tries=0
 until cabana sessionpool list --root "$ROOT" >/dev/null 2>&1; do

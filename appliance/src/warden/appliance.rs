@@ -1,0 +1,150 @@
+//! The warden's hold on the appliance process: starting it, also again, and talking to it without ever waiting for it.
+
+use std::collections::VecDeque;
+use std::io;
+use std::net::TcpListener;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::process::Stdio;
+
+use super::channel::{self, Message};
+use super::protocol::{ApplianceSetup, Event, Status, Task};
+use super::records::{Entry, Records, Subject};
+use super::spawn::{OURSELVES, Process, Role};
+
+/// Events that the appliance has not read. Beyond that it is broken.
+const MAX_WAITING_EVENTS: usize = 16_384;
+
+/// What an appliance is started with.
+#[derive(Debug)]
+pub struct Launch {
+    pub setup: ApplianceSetup,
+    /// A copy of the front door's socket. Connections wait in it while no appliance is there to accept them.
+    pub listener: Option<TcpListener>,
+}
+
+impl Launch {
+    pub fn start(&self, records: &Records) -> io::Result<Appliance> {
+        let stdout = match self.setup.task {
+            Task::Serve => Stdio::null(),
+            Task::Bench(_) => Stdio::inherit(),
+        };
+        let process = Process::spawn(OURSELVES, Role::Appliance, stdout)?;
+        let entry = records.write(Subject::Appliance, process.id(), self.setup.uid)?;
+        let listener = self.listener.as_ref().map(AsFd::as_fd);
+        match process.send_first(&self.setup, listener.as_slice()) {
+            Ok(()) => Ok(Appliance::new(process, Some(entry))),
+            Err(error) => {
+                entry.remove();
+                Err(error)
+            }
+        }
+    }
+
+    /// Callers that come now are refused at once, and not when we are gone.
+    pub fn close_door(&mut self) {
+        self.listener = None;
+    }
+}
+
+/// A running appliance process.
+#[derive(Debug)]
+pub struct Appliance {
+    pub(super) process: Process,
+    entry: Option<Entry>,
+    outbox: VecDeque<Vec<u8>>,
+    /// It has said that it serves.
+    pub settled: bool,
+}
+
+/// What comes from the appliance's socket.
+#[derive(Debug)]
+pub enum Heard {
+    Message(Message),
+    /// There is nothing now.
+    Nothing,
+    /// There will be nothing any more.
+    End,
+}
+
+impl Appliance {
+    pub(super) fn new(process: Process, entry: Option<Entry>) -> Self {
+        Self {
+            process,
+            entry,
+            outbox: VecDeque::new(),
+            settled: false,
+        }
+    }
+
+    pub fn pidfd(&self) -> BorrowedFd<'_> {
+        self.process.pidfd()
+    }
+
+    pub fn socket(&self) -> Option<BorrowedFd<'_>> {
+        self.process.socket.as_ref().map(AsFd::as_fd)
+    }
+
+    /// Whether events wait for the socket to have room.
+    pub fn has_more(&self) -> bool {
+        !self.outbox.is_empty()
+    }
+
+    pub fn kill(&self) {
+        self.process.kill();
+    }
+
+    /// How it ended, once it has.
+    pub fn try_wait(&mut self) -> io::Result<Option<Status>> {
+        let status = self.process.try_wait()?;
+        if status.is_some()
+            && let Some(entry) = self.entry.take()
+        {
+            entry.remove();
+        }
+        Ok(status)
+    }
+
+    /// Does not wait. After the end it can do nothing any more.
+    pub fn hear(&mut self) -> Heard {
+        let Some(socket) = self.socket() else {
+            return Heard::Nothing;
+        };
+        match channel::receive(socket, true) {
+            Ok(Some(message)) => return Heard::Message(message),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Heard::Nothing,
+            Ok(None) => {}
+            // It ended with answers unread.
+            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => {}
+            Err(error) => tracing::error!("Cannot read from the appliance process: {error}"),
+        }
+        self.process.socket = None;
+        Heard::End
+    }
+
+    pub fn tell(&mut self, event: &Event) {
+        match serde_json::to_vec(event) {
+            Ok(bytes) => self.outbox.push_back(bytes),
+            Err(error) => tracing::error!("Cannot encode an event: {error}"),
+        }
+        if self.outbox.len() > MAX_WAITING_EVENTS {
+            tracing::error!("The appliance process does not read its events");
+            self.kill();
+        }
+        self.flush();
+    }
+
+    /// Never waits: what does not fit now is sent when `poll` says so.
+    pub fn flush(&mut self) {
+        let Some(socket) = &self.process.socket else {
+            return self.outbox.clear();
+        };
+        while let Some(event) = self.outbox.front() {
+            match channel::send(socket.as_fd(), event, &[], true) {
+                Ok(()) => drop(self.outbox.pop_front()),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                // It is going; its end comes as an event of its own.
+                Err(_) => return self.outbox.clear(),
+            }
+        }
+    }
+}
