@@ -1,6 +1,7 @@
 //! `cabana appliance`: the process that talks to the world and has no privilege.
 
 use std::os::fd::OwnedFd;
+use std::pin::pin;
 use std::time::Duration;
 
 use ::worker::setup::first_message;
@@ -62,12 +63,20 @@ async fn run_until_stopped(
 ) -> anyhow::Result<Exit> {
     let warden = WardenClient::start(socket).context("Cannot use the warden's socket")?;
     let ending = warden.ending();
-    let (stop, stopped) = watch::channel(false);
-    let work = work(setup, build_id, fds, warden, stopped);
-    tokio::select! {
-        result = work => result.map(|()| Exit::Ok),
-        exit = detached(ending, stop) => Ok(exit),
+    let mut work = pin!(work(setup, build_id, fds, warden, ending.clone()));
+    let result = tokio::select! {
+        result = work.as_mut() => result,
+        () = warden_gone(ending.clone()) => leave(Exit::Internal),
+    };
+    if *ending.borrow() == Some(Ending::Detach) && result.is_ok() {
+        leave(Exit::Ok);
     }
+    result.map(|()| Exit::Ok)
+}
+
+/// Ends the process as it is. Sessions are to live on, and whatever is taken apart here might take one with it.
+fn leave(exit: Exit) -> ! {
+    std::process::exit(exit.code().into())
 }
 
 async fn work(
@@ -75,7 +84,7 @@ async fn work(
     build_id: Option<String>,
     fds: Vec<OwnedFd>,
     warden: WardenClient,
-    stop: watch::Receiver<bool>,
+    mut ending: watch::Receiver<Option<Ending>>,
 ) -> anyhow::Result<()> {
     let ApplianceSetup {
         config, cpu, task, ..
@@ -99,11 +108,14 @@ async fn work(
                     images,
                     host: golden::Host::new(build_id, cpu, packed()),
                 },
-                stop,
+                ending,
             )
             .await
         }
-        Task::Bench(plan) => bench::run(&workers, &config.paths, plan).await,
+        Task::Bench(plan) => tokio::select! {
+            result = bench::run(&workers, &config.paths, plan) => result,
+            _ = ending.wait_for(Option::is_some) => Ok(()),
+        },
     }
 }
 
@@ -121,17 +133,7 @@ fn settings(config: &Checked) -> Settings {
     }
 }
 
-/// Passes an orderly stop on. Resolves when this process is to go and leave its sessions as they are.
-async fn detached(mut ending: watch::Receiver<Option<Ending>>, stop: watch::Sender<bool>) -> Exit {
-    loop {
-        match *ending.borrow_and_update() {
-            Some(Ending::Detach) => break,
-            Some(Ending::Stop) => stop.send_replace(true),
-            None => false,
-        };
-        if ending.changed().await.is_err() {
-            return Exit::Internal;
-        }
-    }
-    Exit::Ok
+/// Resolves when the warden is gone. Nothing can be served without it, and the next one needs the port and the store.
+async fn warden_gone(mut ending: watch::Receiver<Option<Ending>>) {
+    while ending.changed().await.is_ok() {}
 }

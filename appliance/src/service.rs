@@ -24,9 +24,10 @@ use crate::golden::{self, Goldens, HostLauncher, defaults};
 use crate::images::{self, ImageError, ImageRecord};
 use crate::pool::budget::{Budget, Size};
 use crate::pool::launcher::BoxFuture;
-use crate::pool::{FingerprintKey, Pools, Tools};
+use crate::pool::{FingerprintKey, Pools, Tools, Uses};
 use crate::store::{HostStore, Records, Store};
 use crate::warden::client::ImageJobError;
+use crate::warden::protocol::Ending;
 use crate::worker::WorkerHost;
 use crate::worker::spec::{MAX_MEM_MIB, MAX_VCPUS};
 
@@ -47,9 +48,12 @@ pub struct Context {
     pub host: golden::Host,
 }
 
-/// Serves until `shutdown` becomes true. Returns when requests are finished or cut, and every
-/// session has ended.
-pub async fn run(context: Context, shutdown: watch::Receiver<bool>) -> anyhow::Result<()> {
+/// Serves until it is said how to end. Returns when requests are finished or cut, and every session has ended or been
+/// left to the next appliance, as it was said. After that nothing of it may be used any more.
+pub async fn run(
+    context: Context,
+    mut ending: watch::Receiver<Option<Ending>>,
+) -> anyhow::Result<()> {
     let Context {
         config,
         listener,
@@ -78,11 +82,15 @@ pub async fn run(context: Context, shutdown: watch::Receiver<bool>) -> anyhow::R
             goldens: goldens.clone(),
             fork_limit: config.start_timeout / 2,
         }),
+        uses: Uses::keep(records.clone()),
         records,
         fingerprints,
         start_timeout: config.start_timeout,
         budget: budget(&config),
     };
+    // Who finds the socket waits until everything is ready.
+    let private = admin::bind(&config.paths.admin_socket)?;
+    // Last of all that can fail: from here on there may be sessions, and they must not end with this process.
     let pools = Pools::open(tools)
         .await
         .context("Cannot read the pools from the store")?;
@@ -108,8 +116,6 @@ pub async fn run(context: Context, shutdown: watch::Receiver<bool>) -> anyhow::R
         changes: admin::Changes::default(),
         stop: Arc::clone(&stop),
     });
-    // Last: who finds the socket finds everything ready.
-    let private = admin::bind(&config.paths.admin_socket)?;
     workers.settled().await;
     tracing::info!(listen = %config.listen, pools = pools.list().len(), "serving");
     let renewal = tokio::spawn(renew(certificate));
@@ -117,20 +123,28 @@ pub async fn run(context: Context, shutdown: watch::Receiver<bool>) -> anyhow::R
         stop.notified().await;
         workers.request_stop().await;
     });
-    let mut closing = shutdown.clone();
+    let (stopping, shutdown) = watch::channel(false);
     tokio::join!(
         listener::serve(public, tls, front, shutdown.clone()),
         admin::serve(private, admin, shutdown),
-        // At once: who waits for a golden is told that there will be none.
         async {
-            listener::stopped(&mut closing).await;
+            // An end of whoever would say it is one, too.
+            let _ = ending.wait_for(Option::is_some).await;
+            // At once: who waits for a golden is told that there will be none.
             goldens.close();
+            stopping.send_replace(true);
         }
     );
     renewal.abort();
     asked.abort();
     // A client that comes now is told by the missing socket that nobody is there.
     let _ = std::fs::remove_file(&config.paths.admin_socket);
+    let how = *ending.borrow();
+    if how != Some(Ending::Stop) {
+        pools.detach().await;
+        tracing::info!("gone; sessions live on");
+        return Ok(());
+    }
     let deadline = wire::timing::HOST_KILL_AFTER + STOP_MARGIN;
     if tokio::time::timeout(deadline, pools.close()).await.is_err() {
         tracing::warn!("some sessions did not end in time; their workers end with the warden");

@@ -23,6 +23,7 @@ mod lifecycle;
 mod probes;
 mod ready;
 mod real_image;
+mod restart;
 mod sources;
 
 use std::process::ExitCode;
@@ -49,5 +50,6 @@ fn main() -> ExitCode {
         kill_images::TESTS,
         sources::TESTS,
         lifecycle::TESTS,
+        restart::TESTS,
     ])
 }

@@ -1,5 +1,6 @@
 //! HTTPS as a customer's application speaks it.
 
+use std::io;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
@@ -71,6 +72,14 @@ impl Client {
 
     /// A TLS connection that offers these protocols by ALPN, and nothing above it.
     pub async fn tls(&self, protocols: &[&str]) -> TlsStream<TcpStream> {
+        let connected = self.try_tls(protocols).await;
+        connected.expect(
+            "the appliance accepts connections, and its certificate is good for its address",
+        )
+    }
+
+    /// The same, where the appliance may not be there.
+    async fn try_tls(&self, protocols: &[&str]) -> io::Result<TlsStream<TcpStream>> {
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let mut config = ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
@@ -81,14 +90,10 @@ impl Client {
             .iter()
             .map(|name| name.as_bytes().to_vec())
             .collect();
-        let stream = TcpStream::connect(self.address)
-            .await
-            .expect("the appliance accepts connections");
+        let stream = TcpStream::connect(self.address).await?;
         let name = ServerName::from(self.address.ip());
         let connecting = TlsConnector::from(Arc::new(config)).connect(name, stream);
-        within("the TLS handshake", connecting)
-            .await
-            .expect("the appliance's certificate is good for its address")
+        within("the TLS handshake", connecting).await
     }
 
     pub async fn http1(&self) -> Connection {
@@ -99,6 +104,16 @@ impl Client {
         // How it ends is seen by the requests on it.
         tokio::spawn(connection.with_upgrades());
         Connection::Http1(sender)
+    }
+
+    /// One request on a connection of its own to an appliance that may end at any moment. `None`: it was not answered, or not to
+    /// the end.
+    pub async fn try_send(&self, request: Request<Body>) -> Option<Answer> {
+        let io = TokioIo::new(self.try_tls(&["http/1.1"]).await.ok()?);
+        let (sender, connection) = http1::handshake(io).await.ok()?;
+        tokio::spawn(connection);
+        let response = Connection::Http1(sender).try_send(request).await.ok()?;
+        Answer::try_collect(response).await
     }
 
     pub async fn http2(&self) -> Connection {
@@ -156,16 +171,20 @@ impl Connection {
 
 impl Answer {
     pub async fn collect(response: Response<Incoming>) -> Self {
-        let (head, body) = response.into_parts();
-        let body = within("the end of the answer", body.collect())
+        Self::try_collect(response)
             .await
-            .expect("the answer is complete");
-        Self {
+            .expect("the answer is complete")
+    }
+
+    async fn try_collect(response: Response<Incoming>) -> Option<Self> {
+        let (head, body) = response.into_parts();
+        let body = within("the end of the answer", body.collect()).await.ok()?;
+        Some(Self {
             status: head.status.as_u16(),
             version: head.version,
             headers: head.headers,
             body: body.to_bytes(),
-        }
+        })
     }
 
     pub fn text(&self) -> String {

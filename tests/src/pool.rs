@@ -307,13 +307,21 @@ impl Session<'_> {
     }
 
     pub fn call(&self, method: Method, path: &str, body: impl Into<Bytes>) -> Answer {
-        let body = body.into();
-        let body = if body.is_empty() { empty() } else { full(body) };
-        let request = self
-            .request(method, path)
-            .body(body)
-            .expect("the parts of the request are well formed");
+        let request = self.whole_request(method, path, body.into());
         self.host.block_on(self.send(request))
+    }
+
+    /// The same of an appliance that may end at any moment. `None`: it was not answered.
+    pub fn try_call(&self, method: Method, path: &str, body: impl Into<Bytes>) -> Option<Answer> {
+        let request = self.whole_request(method, path, body.into());
+        self.host.block_on(self.client.try_send(request))
+    }
+
+    fn whole_request(&self, method: Method, path: &str, body: Bytes) -> Request<Body> {
+        let body = if body.is_empty() { empty() } else { full(body) };
+        self.request(method, path)
+            .body(body)
+            .expect("the parts of the request are well formed")
     }
 
     /// The text of a successful answer.

@@ -4,6 +4,7 @@
 //! connection carries the frames of [`wire::exec`] between the operator and the agent, and nothing in between reads
 //! them. `GET .../logs` answers lines of JSON.
 
+use std::io;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -125,10 +126,7 @@ impl Admin {
                 check_upgrade(request)?;
                 let lease = pool.visit(identifier).await.ok_or_else(absent)?;
                 let guest = lease.upstream.guest();
-                let stream = guest.connect_exec().await.map_err(|error| {
-                    let message = "The guest of the session does not take commands";
-                    Refusal::new(Code::SessionUnreachable, message).cause(error)
-                })?;
+                let stream = guest.connect_exec().await.map_err(no_commands)?;
                 Ok(Found::Exec(Box::new(lease), stream))
             }
             View::Logs => {
@@ -143,6 +141,15 @@ impl Admin {
             }
         }
     }
+}
+
+/// A session lives through upgrades of the appliance, and its guest stays what it was.
+fn no_commands(error: io::Error) -> Refusal {
+    if error.kind() == io::ErrorKind::Unsupported {
+        return Refusal::new(Code::SessionUnreachable, error.to_string());
+    }
+    let message = "The guest of the session does not take commands";
+    Refusal::new(Code::SessionUnreachable, message).cause(error)
 }
 
 fn tail(text: Option<&str>) -> Result<Option<usize>, Refusal> {

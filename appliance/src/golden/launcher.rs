@@ -7,6 +7,7 @@ use std::time::Duration;
 use tokio::net::UnixStream;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
+use uuid::Uuid;
 
 use super::builder::GoldenError;
 use super::machine::{Machine, Machines, Started};
@@ -14,11 +15,11 @@ use super::recipe::Recipe;
 use super::{Golden, Goldens};
 use crate::exit::chain;
 use crate::pool::launcher::{
-    BoxFuture, Guest, GuestEvent, Launched, Launcher, PrepareFailure, StartFailure,
-    StartFailureCause, StartOrder,
+    BoxFuture, Guest, GuestEvent, Launched, Launcher, NotAdopted, PrepareFailure, StartFailure,
+    StartFailureCause, StartOrder, Survivor,
 };
-use crate::store::PoolRecord;
-use crate::worker::{LaunchRequest, Log, Purpose, Source, Urgency, WorkerEvent};
+use crate::store::{PoolRecord, SlotNote, decode, encode};
+use crate::worker::{LaunchRequest, Leftover, Log, Purpose, Source, Urgency, WorkerEvent};
 
 /// Events between a worker and the attendant of its slot.
 const EVENTS: usize = 16;
@@ -44,13 +45,9 @@ impl Launcher for HostLauncher {
                 },
                 Err(message) => Err(message),
             };
-            let Started { machine, events } = started
+            let started = started
                 .map_err(|message| StartFailure::silent(StartFailureCause::Launch { message }))?;
-            Ok(Launched {
-                worker: machine.id(),
-                guest: Arc::new(MachineGuest(machine)),
-                events: translate(events),
-            })
+            Ok(launched(started))
         })
     }
 
@@ -68,6 +65,55 @@ impl Launcher for HostLauncher {
     fn pools_changed(&self, pools: Vec<Arc<PoolRecord>>) -> BoxFuture<'static, ()> {
         let goldens = self.goldens.clone();
         Box::pin(async move { goldens.pools_changed(pools).await })
+    }
+
+    fn survivors(&self) -> Vec<Survivor> {
+        self.machines
+            .leftovers()
+            .into_iter()
+            .filter_map(survivor)
+            .collect()
+    }
+
+    fn adopt(&self, worker: Uuid) -> BoxFuture<'static, Result<Launched, NotAdopted>> {
+        let adopting = self.machines.adopt(worker);
+        Box::pin(async move {
+            match adopting.await {
+                Ok(started) => Ok(launched(started)),
+                Err(error) => Err(NotAdopted {
+                    message: error.message,
+                }),
+            }
+        })
+    }
+}
+
+/// `None`: a newer version wrote the note, so nobody here knows what the guest is.
+fn survivor(leftover: Leftover) -> Option<Survivor> {
+    let Leftover {
+        worker,
+        noted,
+        note,
+    } = leftover;
+    match decode::<SlotNote>(&note) {
+        Ok(SlotNote { pool }) => Some(Survivor {
+            worker,
+            pool: Arc::new(pool),
+            noted,
+        }),
+        Err(error) => {
+            let error: &dyn std::error::Error = &error;
+            tracing::warn!(%worker, error, "the note of a worker of an earlier run cannot be read");
+            None
+        }
+    }
+}
+
+fn launched(Started { machine, events }: Started) -> Launched {
+    Launched {
+        worker: machine.id(),
+        guest: Arc::new(MachineGuest(machine)),
+        events: translate(events),
     }
 }
 
@@ -208,6 +254,18 @@ impl Guest for MachineGuest {
 
     fn log(&self) -> Arc<Log> {
         self.0.log()
+    }
+
+    fn note_ready(&self, pool: &PoolRecord) -> io::Result<()> {
+        self.0.note_ready(&encode(&SlotNote { pool: pool.clone() }))
+    }
+
+    fn note_leased(&self) -> io::Result<()> {
+        self.0.note_leased()
+    }
+
+    fn forget_note(&self) {
+        self.0.forget_note();
     }
 }
 

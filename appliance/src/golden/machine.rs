@@ -11,11 +11,19 @@ use uuid::Uuid;
 
 use crate::exit::chain;
 use crate::pool::launcher::BoxFuture;
-use crate::worker::{ConnectError, LaunchRequest, Log, SaveFiles, Worker, WorkerEvent, WorkerHost};
+use crate::worker::{
+    ConnectError, LaunchRequest, Leftover, Log, SaveFiles, Worker, WorkerEvent, WorkerHost,
+};
 
 /// Starts guests.
 pub trait Machines: Send + Sync + 'static {
     fn launch(&self, request: LaunchRequest) -> BoxFuture<'static, Result<Started, MachineError>>;
+
+    /// What an earlier appliance has left, as far as it says what it is.
+    fn leftovers(&self) -> Vec<Leftover>;
+
+    /// Takes one of these over.
+    fn adopt(&self, worker: Uuid) -> BoxFuture<'static, Result<Started, MachineError>>;
 }
 
 /// A guest on its way up. When both are dropped, it is killed.
@@ -57,6 +65,13 @@ pub trait Machine: Send + Sync + 'static {
     fn console_tail(&self) -> Vec<String>;
 
     fn log(&self) -> Arc<Log>;
+
+    /// See [`Worker::note_ready`].
+    fn note_ready(&self, note: &[u8]) -> io::Result<()>;
+
+    fn note_leased(&self) -> io::Result<()>;
+
+    fn forget_note(&self);
 }
 
 /// Why a worker did not do what it was told.
@@ -86,6 +101,20 @@ impl Machines for WorkerHost {
                 blames_snapshot: error.blames_snapshot(),
                 ..MachineError::of(&error)
             })?;
+            let machine = Box::new(worker);
+            Ok(Started { machine, events })
+        })
+    }
+
+    fn leftovers(&self) -> Vec<Leftover> {
+        WorkerHost::leftovers(self)
+    }
+
+    fn adopt(&self, worker: Uuid) -> BoxFuture<'static, Result<Started, MachineError>> {
+        let host = self.clone();
+        Box::pin(async move {
+            let adopted = WorkerHost::adopt(&host, worker).await;
+            let (worker, events) = adopted.map_err(|error| MachineError::of(&error))?;
             let machine = Box::new(worker);
             Ok(Started { machine, events })
         })
@@ -151,6 +180,18 @@ impl Machine for Worker {
     fn log(&self) -> Arc<Log> {
         Worker::log(self)
     }
+
+    fn note_ready(&self, note: &[u8]) -> io::Result<()> {
+        Worker::note_ready(self, note)
+    }
+
+    fn note_leased(&self) -> io::Result<()> {
+        Worker::note_leased(self)
+    }
+
+    fn forget_note(&self) {
+        Worker::forget_note(self);
+    }
 }
 
 fn refused(error: ConnectError) -> io::Error {
@@ -158,6 +199,7 @@ fn refused(error: ConnectError) -> io::Error {
         ConnectError::Gone | ConnectError::Refused => {
             io::Error::new(io::ErrorKind::ConnectionRefused, error)
         }
+        ConnectError::TooOld { .. } => io::Error::new(io::ErrorKind::Unsupported, error),
         ConnectError::Socket(error) => error,
     }
 }

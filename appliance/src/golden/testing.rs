@@ -21,7 +21,9 @@ use crate::pool::container::{self, ImageDefaults};
 use crate::pool::launcher::BoxFuture;
 use crate::store::PoolRecord;
 use crate::worker::spec::ForkPoint;
-use crate::worker::{LaunchRequest, Log, Purpose, SaveFiles, Source, WorkerEvent, WorkingSet};
+use crate::worker::{
+    LaunchRequest, Leftover, Log, Purpose, SaveFiles, Source, WorkerEvent, WorkingSet,
+};
 
 /// What becomes of a machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -173,6 +175,14 @@ impl Machines for FakeMachines {
             let machine = Box::new(machine);
             Ok(Started { machine, events })
         })
+    }
+
+    fn leftovers(&self) -> Vec<Leftover> {
+        Vec::new()
+    }
+
+    fn adopt(&self, _: Uuid) -> BoxFuture<'static, Result<Started, MachineError>> {
+        Box::pin(async { Err(refused("nothing was left", false)) })
     }
 }
 
@@ -355,6 +365,16 @@ impl Machine for FakeMachine {
     fn log(&self) -> Arc<Log> {
         Arc::default()
     }
+
+    fn note_ready(&self, _: &[u8]) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn note_leased(&self) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn forget_note(&self) {}
 }
 
 /// Every pool's image is there and runs `/demo`; `lost` has none.

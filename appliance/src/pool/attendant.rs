@@ -47,9 +47,17 @@ pub enum Report {
     Gone,
 }
 
+/// A guest that was there before its attendant.
+pub struct Inherited {
+    pub launched: Launched,
+    /// Whose it is.
+    pub owner: Option<(Identifier, Uuid)>,
+}
+
 /// What an attendant needs.
 pub struct Attendant {
     pub slot: SlotId,
+    /// What the guest is to be started from, or was.
     pub order: StartOrder,
     /// Held until nothing is left of the guest.
     pub reservation: Reservation,
@@ -75,10 +83,8 @@ impl Attendant {
             let ready = self.wait_until_ready(&mut launched, deadline, &mut prober);
             let alive = match ready.await {
                 Outcome::Ready => {
-                    self.report(Report::Ready {
-                        worker: launched.worker,
-                        guest: Arc::clone(&launched.guest),
-                    });
+                    self.note_ready(&launched);
+                    self.report_ready(&launched);
                     self.serve(&mut launched, &mut owned, &mut prober).await
                 }
                 Outcome::Failed { failure, alive } => {
@@ -87,13 +93,45 @@ impl Attendant {
                 }
                 Outcome::Stopped => true,
             };
-            if alive {
-                stop(launched, prober.grace()).await;
-            }
-            if let Some(identifier) = owned {
-                self.forget(identifier).await;
-            }
+            self.end(launched, alive, owned, prober.grace()).await;
         }
+        self.gone();
+    }
+
+    /// The rest of the life of a slot that an earlier appliance began.
+    pub async fn inherit(mut self, inherited: Inherited) {
+        let Inherited {
+            mut launched,
+            owner: mut owned,
+        } = inherited;
+        let mut prober = Prober::of_slot(&self.order.pool);
+        if owned.is_none() {
+            self.report_ready(&launched);
+        }
+        let alive = self.serve(&mut launched, &mut owned, &mut prober).await;
+        self.end(launched, alive, owned, prober.grace()).await;
+        self.gone();
+    }
+
+    /// Ends the guest if it lives, and forgets whose it was.
+    async fn end(
+        &self,
+        launched: Launched,
+        alive: bool,
+        owned: Option<(Identifier, Uuid)>,
+        grace: Duration,
+    ) {
+        if alive {
+            // First: nobody shall take over what is half ended.
+            launched.guest.forget_note();
+            stop(launched, grace).await;
+        }
+        if let Some((identifier, session)) = owned {
+            self.forget(identifier, session).await;
+        }
+    }
+
+    fn gone(self) {
         let Self {
             slot,
             reservation,
@@ -187,7 +225,7 @@ impl Attendant {
     async fn serve(
         &mut self,
         launched: &mut Launched,
-        owned: &mut Option<Identifier>,
+        owned: &mut Option<(Identifier, Uuid)>,
         prober: &mut Prober,
     ) -> bool {
         let guest = Arc::clone(&launched.guest);
@@ -196,7 +234,7 @@ impl Attendant {
             let (cause, alive) = tokio::select! {
                 order = self.orders.recv() => match order {
                     Some(Order::Bind { session, identifier, created_at_ms }) => {
-                        *owned = Some(identifier.clone());
+                        *owned = Some((identifier.clone(), session));
                         let record = SessionRecord {
                             pool: self.order.pool.name.clone(),
                             identifier,
@@ -205,7 +243,7 @@ impl Attendant {
                             revision: self.order.pool.revision,
                             created_at_ms,
                         };
-                        self.report(self.bind(record).await);
+                        self.report(self.bind(&launched.guest, record).await);
                         continue;
                     }
                     Some(Order::Stop) | None => return true,
@@ -224,7 +262,12 @@ impl Attendant {
         }
     }
 
-    async fn bind(&self, record: SessionRecord) -> Report {
+    async fn bind(&self, guest: &Arc<dyn Guest>, record: SessionRecord) -> Report {
+        // Before anybody knows of it: after a crash at any point from here on, nobody else gets this guest.
+        if let Err(error) = guest.note_leased() {
+            tracing::error!(pool = %self.order.pool.name, worker = %record.worker, %error, "it could not be noted that a slot has an owner");
+            return Report::BindFailed;
+        }
         match self.records.put_session(record).await {
             Ok(()) => Report::Bound,
             Err(error) => {
@@ -235,13 +278,28 @@ impl Attendant {
         }
     }
 
-    async fn forget(&self, identifier: Identifier) {
+    /// A slot without a note serves as well as any; it only ends with this appliance.
+    fn note_ready(&self, launched: &Launched) {
+        if let Err(error) = launched.guest.note_ready(&self.order.pool) {
+            let Launched { worker, .. } = launched;
+            tracing::warn!(pool = %self.order.pool.name, %worker, %error, "it could not be noted that a slot is ready, so it will not live through a restart");
+        }
+    }
+
+    fn report_ready(&self, launched: &Launched) {
+        self.report(Report::Ready {
+            worker: launched.worker,
+            guest: Arc::clone(&launched.guest),
+        });
+    }
+
+    async fn forget(&self, identifier: Identifier, session: Uuid) {
         if let Err(error) = self
             .records
-            .remove_session(self.order.pool.name.clone(), identifier)
+            .remove_session(self.order.pool.name.clone(), identifier, session)
             .await
         {
-            // The next start removes it: no session of an earlier run is kept.
+            // The next start removes it: it has no worker any more.
             let error: &dyn std::error::Error = &error;
             tracing::error!(pool = %self.order.pool.name, error, "the record of an ended session could not be removed");
         }
@@ -293,6 +351,13 @@ async fn stop_ordered(orders: &mut mpsc::UnboundedReceiver<Order>) {
             return;
         }
     }
+}
+
+/// Ends a guest that was there before and that nobody wants.
+pub async fn give_up(launched: Launched, reservation: Reservation) {
+    launched.guest.forget_note();
+    stop(launched, wire::timing::STOP_GRACE).await;
+    drop(reservation);
 }
 
 /// Stops the guest, and takes its events meanwhile: it may have many lines left to say.

@@ -126,6 +126,19 @@ impl Budget {
         })
     }
 
+    /// For a slot of this pool that is there already, whatever the host has left: its configuration may have become smaller.
+    pub fn reserve_anyway(&self, pool: &PoolRecord) -> Reservation {
+        let size = slot(pool);
+        let taken = &self.inner.taken;
+        let mut taken = taken.lock().unwrap_or_else(PoisonError::into_inner);
+        taken.mem_mib += size.mem_mib;
+        taken.cpu_millis += size.cpu_millis;
+        Reservation {
+            budget: self.clone(),
+            size,
+        }
+    }
+
     /// Whether a pool may promise what it does, beside these others.
     pub fn admit(&self, pool: &PoolRecord, others: &[Arc<PoolRecord>]) -> Result<(), TooLarge> {
         let (each, count) = (slot(pool), u64::from(pool.max_sessions));

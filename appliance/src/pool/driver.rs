@@ -4,6 +4,9 @@
 //! pure [`Table`]. The driver never waits for a guest or the disk: that is the work of one
 //! [`Attendant`] task per slot, so a slow start delays nobody else.
 
+mod show;
+mod takeover;
+
 use std::collections::HashMap;
 use std::hash::{BuildHasher as _, RandomState};
 use std::sync::Arc;
@@ -16,23 +19,26 @@ use uuid::Uuid;
 use super::Identifier;
 use super::action::{Action, Denied, EndReason, Life, Limits};
 use super::attendant::{Attendant, Order, Report};
-use super::budget::Budget;
+use super::budget::{Budget, Reservation};
 use super::clock::Clock;
 use super::handle::{Hold, Lease, Message};
-use super::launcher::{Launcher, StartFailure, StartOrder, Urgency};
+use super::inherit::Legacy;
+use super::launcher::{Launcher, StartOrder, Urgency};
 use super::names::FingerprintKey;
 use super::session::{Moment, Ticket};
 use super::slot::SlotId;
 use super::table::Table;
 use super::upstream::Upstream;
-use super::view::{PoolStatus, RevisionStatus, SessionState, SessionView};
-use crate::store::{Lifecycle, PoolRecord, Records};
+use super::uses::Uses;
+use super::view::{SessionState, SessionView};
+use crate::store::{Lifecycle, PoolRecord, Records, Use};
 
 /// What a pool's driver works with.
 #[derive(Clone)]
 pub struct Tools {
     pub launcher: Arc<dyn Launcher>,
     pub records: Records,
+    pub uses: Uses,
     pub fingerprints: FingerprintKey,
     pub start_timeout: Duration,
     pub budget: Budget,
@@ -54,6 +60,8 @@ pub(super) struct Driver {
     from_slots: mpsc::UnboundedReceiver<(SlotId, Report)>,
     activated: watch::Sender<Arc<PoolRecord>>,
     closing: Vec<oneshot::Sender<()>>,
+    /// What an earlier appliance has left of this pool, until it is taken over.
+    legacies: Vec<Legacy>,
 }
 
 /// Somebody who waits for a session.
@@ -68,7 +76,7 @@ struct Live {
     urgency: Urgency,
     orders: mpsc::UnboundedSender<Order>,
     guest: Option<(Uuid, Arc<Upstream>)>,
-    since: Instant,
+    since: Moment,
     /// Set when it has one.
     session: Option<Owned>,
 }
@@ -77,16 +85,17 @@ struct Live {
 struct Owned {
     id: Uuid,
     fingerprint: String,
-    since: Instant,
+    since: Moment,
     created_at_ms: u64,
     stopping: Vec<(oneshot::Sender<Option<SessionView>>, SessionView)>,
 }
 
 impl Driver {
-    /// A driver that claims get `serving` from, or else `pool`.
+    /// A driver that claims get `serving` from, or else `pool`. It goes on with `legacies`.
     pub fn new(
         pool: Arc<PoolRecord>,
         serving: Option<Arc<PoolRecord>>,
+        legacies: Vec<Legacy>,
         tools: Tools,
         messages: mpsc::WeakUnboundedSender<Message>,
     ) -> (Self, watch::Receiver<Arc<PoolRecord>>) {
@@ -99,7 +108,7 @@ impl Driver {
             active,
             desired: Some(pool),
             tools,
-            clock: Clock::start(),
+            clock: Clock::start(Legacy::longest_ago(&legacies)),
             slots: HashMap::new(),
             callers: HashMap::new(),
             messages,
@@ -107,6 +116,7 @@ impl Driver {
             from_slots,
             activated,
             closing: Vec::new(),
+            legacies,
         };
         (driver, is_active)
     }
@@ -114,15 +124,17 @@ impl Driver {
     /// Serves until the pool is closed, or nobody is left who could ask for anything.
     pub async fn run(mut self, mut inbox: mpsc::UnboundedReceiver<Message>) {
         let mut open = true;
-        if let Some(pool) = self.desired.take() {
-            let actions = self.update(pool);
-            self.perform(actions);
-        }
+        self.begin();
         loop {
             let deadline = self.table.next_deadline(self.clock.now());
-            let deadline = deadline.map(|moment| self.clock.began + moment);
+            let deadline = deadline.map(|moment| self.clock.instant(moment));
             let actions = tokio::select! {
                 message = inbox.recv(), if open => match message {
+                    Some(Message::Detach(done)) => {
+                        let _ = done.send(());
+                        // Neither ends anything nor lets go of anything until the process has gone.
+                        return std::future::pending().await;
+                    }
                     Some(message) => self.on_message(message),
                     None => {
                         open = false;
@@ -177,7 +189,10 @@ impl Driver {
                     self.table.abandon(ticket, &caller.identifier);
                 }
             }
-            Message::Released(slot) => self.table.released(slot, now),
+            Message::Released(slot) => {
+                self.table.released(slot, now);
+                self.note_use(slot);
+            }
             Message::Session { identifier, answer } => {
                 let _ = answer.send(self.view(&identifier, now));
             }
@@ -195,6 +210,8 @@ impl Driver {
                 self.closing.push(done);
                 return self.table.close(now);
             }
+            // Taken where messages are received.
+            Message::Detach(_) => {}
         }
         Vec::new()
     }
@@ -255,6 +272,9 @@ impl Driver {
                 self.log(slot, "session gone", None);
                 let live = self.slots.remove(&slot);
                 let session = live.and_then(|live| live.session);
+                if let Some(session) = &session {
+                    self.tools.uses.forget(session.id);
+                }
                 for (answer, view) in session.into_iter().flat_map(|session| session.stopping) {
                     let _ = answer.send(Some(view));
                 }
@@ -303,35 +323,44 @@ impl Driver {
             urgency,
             orders,
             guest: None,
-            since: Instant::now(),
+            since: self.clock.now(),
             session: None,
         };
         self.slots.insert(slot, live);
-        let attendant = Attendant {
+        let attendant = self.attendant(slot, record, urgency, reservation, inbox);
+        tokio::spawn(attendant.run());
+    }
+
+    fn attendant(
+        &self,
+        slot: SlotId,
+        pool: Arc<PoolRecord>,
+        urgency: Urgency,
+        reservation: Reservation,
+        orders: mpsc::UnboundedReceiver<Order>,
+    ) -> Attendant {
+        Attendant {
             slot,
-            order: StartOrder {
-                pool: record,
-                urgency,
-            },
+            order: StartOrder { pool, urgency },
             reservation,
             launcher: Arc::clone(&self.tools.launcher),
             records: self.tools.records.clone(),
             start_timeout: self.tools.start_timeout,
-            orders: inbox,
+            orders,
             reports: self.reports.clone(),
-        };
-        tokio::spawn(attendant.run());
+        }
     }
 
     fn bind(&mut self, slot: SlotId, identifier: Identifier) {
         let Some(live) = self.slots.get_mut(&slot) else {
             return;
         };
+        let now = self.clock.now();
         let owned = Owned {
             id: Uuid::new_v4(),
             fingerprint: identifier.fingerprint(&self.tools.fingerprints),
-            since: Instant::now(),
-            created_at_ms: self.clock.wall(self.clock.now()),
+            since: now,
+            created_at_ms: self.clock.wall(now),
             stopping: Vec::new(),
         };
         let order = Order::Bind {
@@ -362,6 +391,9 @@ impl Driver {
         let Some(caller) = self.callers.remove(&ticket) else {
             return;
         };
+        if let Ok(slot) = answer {
+            self.note_use(slot);
+        }
         let answer = answer.and_then(|slot| self.lease(slot).ok_or(Denied::Closing));
         // A caller that hung up gets nothing: the lease comes back, is dropped, and so released.
         let _ = caller.answer.send(answer);
@@ -388,78 +420,21 @@ impl Driver {
         (look.state == SessionState::Active).then_some(upstream)
     }
 
-    fn view(&self, identifier: &Identifier, now: Moment) -> Option<SessionView> {
-        let look = self.table.look(identifier, now)?;
-        let live = self.slots.get(&look.slot)?;
-        let (session, (worker, _)) = (live.session.as_ref()?, live.guest.as_ref()?);
-        Some(SessionView {
-            identifier: identifier.clone(),
-            session: session.id,
-            worker: *worker,
-            revision: live.record.revision,
-            state: look.state,
-            created_at_ms: session.created_at_ms,
-            last_accessed_at_ms: self.clock.wall(look.accessed),
-            expires_at_ms: look.expires.map(|expires| self.clock.wall(expires)),
-            open_requests: look.open,
-        })
-    }
-
-    fn status(&self) -> PoolStatus {
-        let of = |record: &Arc<PoolRecord>| RevisionStatus {
-            revision: record.revision,
-            record: Arc::clone(record),
-            counts: self.table.counts(record.revision),
-            last_failure: self.table.last_failure(record.revision).map(str::to_owned),
+    /// So that the idle clock goes on after a restart.
+    fn note_use(&self, slot: SlotId) {
+        let session = self.slots.get(&slot).and_then(|live| live.session.as_ref());
+        let Some(((accessed, in_use), session)) = self.table.use_of(slot).zip(session) else {
+            return;
         };
-        PoolStatus {
-            active: of(&self.active),
-            desired: self.desired.as_ref().map(of),
-            earlier: self.table.counts_of_earlier(),
-        }
+        let used = Use {
+            last_used_at_ms: self.clock.wall(accessed),
+            in_use,
+        };
+        self.tools.uses.note(session.id, used);
     }
 
     fn session_mut(&mut self, slot: SlotId) -> Option<&mut Owned> {
         self.slots.get_mut(&slot)?.session.as_mut()
-    }
-
-    /// One line about a session; none about a slot that never had one.
-    fn log(&self, slot: SlotId, what: &str, reason: Option<&dyn std::fmt::Display>) {
-        let Some(live) = self.slots.get(&slot) else {
-            return;
-        };
-        let (Some(session), Some((worker, _))) = (&live.session, &live.guest) else {
-            return;
-        };
-        let reason = reason.map(tracing::field::display);
-        tracing::info!(
-            pool = %live.record.name,
-            session = %session.id,
-            identifier_hash = %session.fingerprint,
-            revision = %live.record.revision,
-            %worker,
-            age_ms = session.since.elapsed().as_millis(),
-            slot_age_ms = live.since.elapsed().as_millis(),
-            reason,
-            "{what}"
-        );
-    }
-
-    fn log_failure(&self, slot: SlotId, failure: &StartFailure) {
-        let Some(live) = self.slots.get(&slot) else {
-            return;
-        };
-        if live.session.is_some() {
-            return self.log(slot, "session ends", Some(&failure.cause));
-        }
-        tracing::warn!(
-            pool = %live.record.name,
-            revision = %live.record.revision,
-            urgency = ?live.urgency,
-            slot_age_ms = live.since.elapsed().as_millis(),
-            reason = %failure.cause,
-            "slot failed before anybody had it"
-        );
     }
 }
 

@@ -5,7 +5,7 @@ use crate::pool::PoolHandle;
 use crate::pool::budget::Size;
 use crate::pool::launcher::StartFailureCause;
 use crate::pool::testing::{FakeLauncher, Plan};
-use crate::pool::view::{Counts, SessionState};
+use crate::pool::view::{Counts, PoolStatus, SessionState};
 use crate::store::tests::pool as record;
 use crate::store::{Change, MemoryStore, Rows, Store, StoreError, Table as StoreTable};
 
@@ -20,7 +20,10 @@ fn start(launcher: &Arc<FakeLauncher>, max_sessions: u32) -> (PoolHandle, Record
         max_sessions,
         ..record("alpha")
     };
-    (PoolHandle::start(Arc::new(pool), None, tools), records)
+    (
+        PoolHandle::start(Arc::new(pool), None, Vec::new(), tools),
+        records,
+    )
 }
 
 /// Claims as a client does that honours `Retry-After`; for tests with simulated time.
@@ -288,7 +291,7 @@ async fn session_that_cannot_be_recorded_is_not_handed_out() {
     let launcher = FakeLauncher::mute();
     let mut tools = launcher.tools();
     tools.records = Records::new(Arc::new(FullDisk(MemoryStore::default())));
-    let pool = PoolHandle::start(Arc::new(record("alpha")), None, tools);
+    let pool = PoolHandle::start(Arc::new(record("alpha")), None, Vec::new(), tools);
     assert_eq!(
         pool.claim(id("user-1")).await.err(),
         Some(Denied::NotRecorded)
@@ -316,7 +319,7 @@ fn with(revision: Uuid, pool: &PoolRecord) -> Arc<PoolRecord> {
 }
 
 fn start_pool(launcher: &Arc<FakeLauncher>, pool: &PoolRecord) -> PoolHandle {
-    PoolHandle::start(Arc::new(pool.clone()), None, launcher.tools())
+    PoolHandle::start(Arc::new(pool.clone()), None, Vec::new(), launcher.tools())
 }
 
 /// Starts nothing more until permits are added.
@@ -466,7 +469,7 @@ async fn pool_that_was_changing_when_it_was_stopped_goes_on_changing_when_it_is_
     let launcher = FakeLauncher::mute();
     launcher.plan_for(TWO, Plan::Silent);
     let (own, serving) = (with(TWO, &stocked(7, 1)), with(ONE, &stocked(3, 0)));
-    let pool = PoolHandle::start(own, Some(serving), launcher.tools());
+    let pool = PoolHandle::start(own, Some(serving), Vec::new(), launcher.tools());
     until_status(&pool, ready(1)).await;
     let status = pool.status().await;
     assert_eq!(status.active.revision, ONE);

@@ -9,6 +9,7 @@ use uuid::Uuid;
 use super::Identifier;
 use super::action::Denied;
 use super::driver::{Driver, Tools};
+use super::inherit::Legacy;
 use super::launcher::Guest;
 use super::session::Ticket;
 use super::slot::SlotId;
@@ -77,16 +78,23 @@ pub(super) enum Message {
     Status(oneshot::Sender<PoolStatus>),
     Update(Arc<PoolRecord>),
     Close(oneshot::Sender<()>),
+    /// Stand still from now on, and leave everything as it is.
+    Detach(oneshot::Sender<()>),
 }
 
 impl PoolHandle {
     /// Starts the driver of `pool`. `serving`: the pool as it was before its last change, if claims
-    /// still get that.
-    pub fn start(pool: Arc<PoolRecord>, serving: Option<Arc<PoolRecord>>, tools: Tools) -> Self {
+    /// still get that. `legacies`: what an earlier appliance has left of it.
+    pub fn start(
+        pool: Arc<PoolRecord>,
+        serving: Option<Arc<PoolRecord>>,
+        legacies: Vec<Legacy>,
+        tools: Tools,
+    ) -> Self {
         let (messages, inbox) = mpsc::unbounded_channel();
         // Weak, so that the driver ends when nobody can ask it for anything any more.
         let back = messages.downgrade();
-        let (driver, active) = Driver::new(pool, serving, tools, back);
+        let (driver, active) = Driver::new(pool, serving, legacies, tools, back);
         tokio::spawn(driver.run(inbox));
         Self {
             messages,
@@ -185,6 +193,11 @@ impl PoolHandle {
     /// Ends every session and the driver. Returns when nothing is left.
     pub async fn close(&self) {
         self.ask(Message::Close).await;
+    }
+
+    /// Leaves slots and sessions to the appliance that comes next. From then on nobody is answered here.
+    pub async fn detach(&self) {
+        self.ask(Message::Detach).await;
     }
 
     fn ticket(&self) -> Ticket {

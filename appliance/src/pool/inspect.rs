@@ -42,6 +42,16 @@ impl Table {
         })
     }
 
+    /// When the session in this slot was last used, and whether it is in use; `None`: it serves nobody.
+    pub fn use_of(&self, slot: SlotId) -> Option<(Moment, bool)> {
+        let owner = self.slots.get(&slot)?.owner.as_ref()?;
+        let session = self.sessions.get(owner)?;
+        match session.phase {
+            Phase::Serving { open } => Some((session.accessed, open > 0)),
+            Phase::Binding { .. } | Phase::Ending => None,
+        }
+    }
+
     /// Everybody who has a session, in no order.
     pub fn identifiers(&self) -> impl Iterator<Item = &Identifier> {
         self.sessions.keys()

@@ -17,7 +17,7 @@ use uuid::Uuid;
 use super::probe::Unhealthy;
 use crate::store::PoolRecord;
 use crate::worker::Log;
-pub use crate::worker::Urgency;
+pub use crate::worker::{Noted, Urgency};
 
 /// Most console lines that a failure is told with.
 const CONSOLE_LINES: usize = 20;
@@ -36,6 +36,29 @@ pub trait Launcher: Send + Sync + 'static {
 
     /// Tells all pools that there are now: what others were started from is not needed any more.
     fn pools_changed(&self, pools: Vec<Arc<PoolRecord>>) -> BoxFuture<'static, ()>;
+
+    /// The guests of an earlier appliance that say what they are. Not all of them need live still.
+    fn survivors(&self) -> Vec<Survivor>;
+
+    /// Takes one of them over, ready as it is: no event says so again.
+    fn adopt(&self, worker: Uuid) -> BoxFuture<'static, Result<Launched, NotAdopted>>;
+}
+
+/// A guest that an earlier appliance has left.
+#[derive(Debug, Clone)]
+pub struct Survivor {
+    pub worker: Uuid,
+    /// What it was made of.
+    pub pool: Arc<PoolRecord>,
+    /// Leased: whose it is says the store.
+    pub noted: Noted,
+}
+
+/// Why a guest was not taken over.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct NotAdopted {
+    pub message: String,
 }
 
 /// What to start.
@@ -73,6 +96,16 @@ pub trait Guest: Send + Sync + 'static {
 
     /// What its container has printed and will print.
     fn log(&self) -> Arc<Log>;
+
+    /// Notes beside the guest, where a later appliance finds it, that it is ready, and what it was made of.
+    fn note_ready(&self, pool: &PoolRecord) -> io::Result<()>;
+
+    /// Notes that somebody gets it. From then on it is never taken for a guest that nobody had. One that was not noted as ready is
+    /// left without a note.
+    fn note_leased(&self) -> io::Result<()>;
+
+    /// Takes the note away: nobody gets it any more.
+    fn forget_note(&self);
 }
 
 /// What a guest reports.

@@ -8,7 +8,8 @@
 //!                                               └──▶ attendant (one task per slot) ──▶ launcher, store
 //! ```
 //!
-//! The store is written, and flushed, before a caller is told.
+//! The store is written, and flushed, before a caller is told. What an earlier appliance has left is found by `inherit`
+//! and handed to the drivers before anybody can ask for anything.
 
 pub mod budget;
 pub mod container;
@@ -17,10 +18,12 @@ pub mod probe;
 pub mod view;
 
 mod action;
+mod adopt;
 mod attendant;
 mod clock;
 mod driver;
 mod handle;
+mod inherit;
 mod inspect;
 mod names;
 mod pace;
@@ -32,6 +35,7 @@ mod stock;
 mod supply;
 mod table;
 mod upstream;
+mod uses;
 
 #[cfg(test)]
 pub mod testing;
@@ -42,6 +46,7 @@ pub use handle::{Lease, PoolHandle};
 pub use names::{FingerprintKey, IDENTIFIER_RULE, Identifier, POOL_NAME_RULE, PoolName};
 pub use registry::{PoolChangeError, Pools, Put};
 pub use upstream::{Connection, RequestBody, Upstream};
+pub use uses::Uses;
 
 use std::time::{SystemTime, UNIX_EPOCH};
 

@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, HashMap};
 use proptest::prelude::*;
 
 use super::*;
+use crate::pool::adopt::Left;
 
 const COOLDOWN: Duration = Duration::from_secs(300);
 /// Longer than everything in a pool that depends on time.
@@ -41,6 +42,9 @@ enum Step {
     },
     /// From now on the host has room for so many slots.
     Room(usize),
+    /// The appliance dies, and another one goes on with what it finds. The bits say how far the one had come with what it was
+    /// doing.
+    Restart(u64),
     Close,
 }
 
@@ -65,6 +69,7 @@ fn step() -> impl Strategy<Value = Step> {
             alive,
         }),
         1 => (2..12_usize).prop_map(Step::Room),
+        2 => proptest::num::u64::ANY.prop_map(Step::Restart),
     ]
 }
 
@@ -73,10 +78,16 @@ fn step() -> impl Strategy<Value = Step> {
 struct Seen {
     revision: Uuid,
     ready: bool,
+    /// It is noted beside the guest that nobody had it.
+    noted: bool,
     owner: Option<Identifier>,
     bound: bool,
     ending: bool,
     open: usize,
+    /// Somebody had it.
+    used: bool,
+    /// When a request last began or ended.
+    last_used: Moment,
 }
 
 /// The world outside the table, as far as it must be consistent.
@@ -89,6 +100,8 @@ struct World {
     /// Callers that wait.
     asked: HashMap<Ticket, Identifier>,
     active: Uuid,
+    /// What the store says that claims get, which it is told after they have moved over.
+    recorded: Uuid,
     wanted: Uuid,
     room: usize,
     closed: bool,
@@ -105,6 +118,7 @@ impl World {
             slots: BTreeMap::new(),
             asked: HashMap::new(),
             active: revision(1),
+            recorded: revision(1),
             wanted: revision(1),
             room: usize::MAX,
             closed: false,
@@ -121,11 +135,13 @@ impl World {
                 Action::Bind { slot, identifier } => self.on_bind(slot, identifier),
                 Action::Answer { ticket, answer } => self.on_answer(ticket, answer),
                 Action::Drain { slot, reason } => {
+                    let now = self.now;
                     let seen = self.slot(slot);
                     assert!(!seen.ending, "{slot:?} is stopped twice");
                     assert!(
-                        reason != EndReason::Idle || seen.open == 0,
-                        "{slot:?} is in use"
+                        reason != EndReason::Idle
+                            || seen.open == 0 && now - seen.last_used >= COOLDOWN,
+                        "{slot:?} is in use or was"
                     );
                     assert_eq!(
                         matches!(reason, EndReason::Superseded | EndReason::Surplus),
@@ -158,10 +174,13 @@ impl World {
         let seen = Seen {
             revision,
             ready: false,
+            noted: false,
             owner: None,
             bound: false,
             ending: false,
             open: 0,
+            used: false,
+            last_used: Duration::ZERO,
         };
         assert!(self.slots.insert(slot, seen).is_none(), "used twice");
         let most = self.limits.max_sessions;
@@ -176,7 +195,7 @@ impl World {
         assert!(waits, "a session that nobody asks for");
         let seen = self.slot(slot);
         assert!(
-            seen.ready && !seen.ending && seen.owner.is_none(),
+            seen.ready && !seen.ending && seen.owner.is_none() && !seen.used,
             "{slot:?} is not free: {seen:?}"
         );
         seen.owner = Some(identifier);
@@ -187,10 +206,13 @@ impl World {
     fn on_answer(&mut self, ticket: Ticket, answer: Result<SlotId, Denied>) {
         let identifier = self.asked.remove(&ticket).expect("answered twice");
         let Ok(slot) = answer else { return };
+        let now = self.now;
         let seen = self.slot(slot);
         assert_eq!(seen.owner, Some(identifier), "somebody else's session");
         assert!(seen.bound && !seen.ending, "it does not serve: {seen:?}");
         seen.open += 1;
+        seen.used = true;
+        seen.last_used = now;
     }
 
     fn slot(&mut self, slot: SlotId) -> &mut Seen {
@@ -223,7 +245,9 @@ impl World {
             }
             Step::Release(n) => {
                 if let Some(slot) = self.pick(n, |seen| seen.open > 0) {
-                    self.slot(slot).open -= 1;
+                    let seen = self.slot(slot);
+                    seen.open -= 1;
+                    seen.last_used = now;
                     self.table.released(slot, now);
                 }
                 Vec::new()
@@ -232,9 +256,15 @@ impl World {
                 n,
                 |seen| !seen.ready,
                 |table, slot, now| table.slot_ready(slot, now),
-                |seen| seen.ready = true,
+                |seen| {
+                    seen.ready = true;
+                    seen.noted = true;
+                },
             ),
-            Step::Bound(n) => self.on_slot(n, is_binding, Table::bound, |seen| seen.bound = true),
+            Step::Bound(n) => self.on_slot(n, is_binding, Table::bound, |seen| {
+                seen.bound = true;
+                seen.last_used = now;
+            }),
             Step::BindFailed(n) => self.on_slot(n, is_binding, Table::bind_failed, |_| {}),
             Step::Failed(n) => self.on_slot(
                 n,
@@ -265,12 +295,14 @@ impl World {
             } => {
                 self.limits = limits(max_sessions, ready_sessions, alive);
                 self.wanted = revision(n);
+                self.recorded = self.active;
                 self.table.update(self.limits, revision(n), now)
             }
             Step::Room(room) => {
                 self.room = room;
                 Vec::new()
             }
+            Step::Restart(chances) => return self.restart(chances),
             Step::Close => {
                 self.closed = true;
                 self.table.close(now)
@@ -307,6 +339,81 @@ impl World {
             assert!(next.is_none_or(|next| next > self.now), "it spins");
         }
         self.now = end;
+        // By now it is written down.
+        self.recorded = self.active;
+        self.check();
+        if matches!(self.limits.life, Life::Idle(_)) {
+            for (slot, seen) in &self.slots {
+                let idles = seen.bound && !seen.ending && seen.open == 0;
+                assert!(
+                    !idles || self.now - seen.last_used < COOLDOWN,
+                    "{slot:?} should have ended"
+                );
+            }
+        }
+    }
+
+    /// A table made of nothing but what a later appliance finds.
+    fn restart(&mut self, mut chances: u64) {
+        let mut happened = || {
+            chances = chances.rotate_right(1);
+            chances & 1 == 1
+        };
+        let before = std::mem::take(&mut self.slots);
+        self.asked.clear();
+        if happened() {
+            self.recorded = self.active;
+        }
+        self.active = self.recorded;
+        let (mut sessions, mut ready) = (Vec::new(), Vec::new());
+        for seen in before.into_values().filter(|seen| !seen.ending) {
+            match &seen.owner {
+                None if seen.noted => ready.push(seen),
+                None => {}
+                Some(_) if seen.bound => sessions.push(seen),
+                // The note comes first, then the store, then the word to those who wait.
+                Some(_) if !happened() => ready.push(seen),
+                Some(_) if happened() => sessions.push(seen),
+                Some(_) => {}
+            }
+        }
+        let now = self.now;
+        self.table = Table::new(self.limits, self.active, 7);
+        let actions = self.table.resume(self.wanted, now);
+        self.carry_out(actions);
+        for seen in sessions {
+            let left = Left {
+                identifier: seen.owner.clone().unwrap(),
+                revision: seen.revision,
+                claimed: now,
+                accessed: if seen.open > 0 { now } else { seen.last_used },
+            };
+            let last_used = left.accessed;
+            let (slot, actions) = self.table.adopt_session(left, now).expect("two of one");
+            let seen = Seen {
+                ready: true,
+                bound: true,
+                open: 0,
+                used: true,
+                last_used,
+                ..seen
+            };
+            assert!(self.slots.insert(slot, seen).is_none(), "used twice");
+            self.carry_out(actions);
+        }
+        for seen in ready {
+            assert!(!seen.used && seen.open == 0, "somebody had it: {seen:?}");
+            if let Some(slot) = self.table.adopt_ready(seen.revision, now) {
+                let seen = Seen {
+                    ready: false,
+                    owner: None,
+                    ..seen
+                };
+                assert!(self.slots.insert(slot, seen).is_none(), "used twice");
+            }
+        }
+        let actions = self.table.update(self.limits, self.wanted, now);
+        self.carry_out(actions);
         self.check();
     }
 

@@ -8,6 +8,7 @@ use tokio::sync::watch;
 use super::budget::TooLarge;
 use super::driver::Tools;
 use super::handle::PoolHandle;
+use super::inherit::{Legacy, inherit};
 use super::launcher::PrepareFailure;
 use super::{PoolName, unix_millis};
 use crate::store::{PoolRecord, StoreError};
@@ -78,23 +79,11 @@ pub enum PoolChangeError {
 }
 
 impl Pools {
-    /// Reads the pools from the store and starts their drivers. Sessions of an earlier run ended
-    /// with their workers, so their records are removed.
+    /// Reads the pools from the store and starts their drivers, with what an earlier appliance has left of them.
     pub async fn open(tools: Tools) -> Result<Self, StoreError> {
-        for session in tools.records.sessions().await? {
-            tracing::info!(
-                pool = %session.pool,
-                session = %session.session,
-                identifier_hash = %session.identifier.fingerprint(&tools.fingerprints),
-                "session of an earlier run is gone; its record is removed"
-            );
-            tools
-                .records
-                .remove_session(session.pool, session.identifier)
-                .await?;
-        }
         let mut serving = serving(&tools).await?;
         let records = tools.records.pools().await?;
+        let mut legacies = inherit(&tools, &records).await?;
         let inner = Inner {
             tools,
             pools: RwLock::default(),
@@ -107,15 +96,22 @@ impl Pools {
         };
         for record in records {
             let serving = serving.remove(&record.name);
-            pools.start(Arc::new(record), serving.map(Arc::new));
+            let legacies = legacies.remove(&record.name).unwrap_or_default();
+            pools.start(Arc::new(record), serving.map(Arc::new), legacies);
         }
         pools.tell_launcher().await;
         Ok(pools)
     }
 
     /// Starts the driver of a pool, and a task that writes down which revision it serves.
-    fn start(&self, record: Arc<PoolRecord>, serving: Option<Arc<PoolRecord>>) {
-        let handle = PoolHandle::start(Arc::clone(&record), serving, self.inner.tools.clone());
+    fn start(
+        &self,
+        record: Arc<PoolRecord>,
+        serving: Option<Arc<PoolRecord>>,
+        legacies: Vec<Legacy>,
+    ) {
+        let tools = self.inner.tools.clone();
+        let handle = PoolHandle::start(Arc::clone(&record), serving, legacies, tools);
         let (name, mut active) = (record.name.clone(), handle.active());
         self.insert(Entry { record, handle });
         let inner = Arc::downgrade(&self.inner);
@@ -228,6 +224,22 @@ impl Pools {
 
     /// Ends every session of every pool; the pools stay in the store.
     pub async fn close(&self) {
+        self.of_all(|handle| async move { handle.close().await })
+            .await;
+    }
+
+    /// Leaves every slot and session to the appliance that comes next, and writes down when they were used. From then on nobody is answered.
+    pub async fn detach(&self) {
+        self.of_all(|handle| async move { handle.detach().await })
+            .await;
+        self.inner.tools.uses.write().await;
+    }
+
+    /// Does something with every pool, with all at once.
+    async fn of_all<F>(&self, what: impl Fn(PoolHandle) -> F)
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
         let handles: Vec<_> = {
             let pools = self
                 .inner
@@ -236,12 +248,12 @@ impl Pools {
                 .unwrap_or_else(PoisonError::into_inner);
             pools.values().map(|entry| entry.handle.clone()).collect()
         };
-        let closing: Vec<_> = handles
+        let all: Vec<_> = handles
             .into_iter()
-            .map(|handle| tokio::spawn(async move { handle.close().await }))
+            .map(|it| tokio::spawn(what(it)))
             .collect();
-        for closed in closing {
-            let _ = closed.await;
+        for one in all {
+            let _ = one.await;
         }
     }
 
@@ -301,7 +313,7 @@ impl Pools {
                 Put::Updated
             }
             None => {
-                self.start(Arc::clone(&record), None);
+                self.start(Arc::clone(&record), None, Vec::new());
                 Put::Created
             }
         };
@@ -448,6 +460,10 @@ fn same_group(one: &PoolRecord, other: &PoolRecord) -> bool {
 }
 
 #[cfg(test)]
+#[path = "restart_tests.rs"]
+mod restart_tests;
+
+#[cfg(test)]
 mod tests {
     use std::time::Duration;
 
@@ -456,21 +472,7 @@ mod tests {
     use super::*;
     use crate::pool::budget::{Budget, Size};
     use crate::pool::testing::{FakeLauncher, Plan};
-    use crate::store::tests::{pool as record, session};
-
-    #[tokio::test]
-    async fn pools_come_back_from_the_store_and_sessions_of_an_earlier_run_do_not() {
-        let tools = FakeLauncher::mute().tools();
-        tools.records.put_pool(record("alpha")).await.unwrap();
-        tools
-            .records
-            .put_session(session("alpha", "user-1"))
-            .await
-            .unwrap();
-        let pools = Pools::open(tools.clone()).await.unwrap();
-        assert_eq!(*pools.list()[0], record("alpha"));
-        assert_eq!(tools.records.sessions().await.unwrap(), []);
-    }
+    use crate::store::tests::pool as record;
 
     #[tokio::test]
     async fn pool_made_again_while_the_old_one_ends_waits_for_its_end() {

@@ -45,6 +45,16 @@ impl Session {
         }
     }
 
+    /// One that has its slot since an earlier run. Whoever used it then is gone.
+    pub fn adopted(slot: SlotId, claimed: Moment, accessed: Moment) -> Self {
+        Self {
+            slot,
+            claimed,
+            accessed,
+            phase: Phase::Serving { open: 0 },
+        }
+    }
+
     /// Since when nobody uses it; `None` while somebody does, or while it does not serve.
     pub fn idle_since(&self) -> Option<Moment> {
         match self.phase {

@@ -233,8 +233,27 @@ impl Table {
     }
 
     fn start(&mut self, revision: Uuid, urgency: Urgency, now: Moment, actions: &mut Vec<Action>) {
+        let slot = self.new_slot();
+        self.warm(slot, revision, urgency, now);
+        if let Some(stock) = self.stock(revision) {
+            stock.tried = now;
+        }
+        actions.push(Action::Fill {
+            slot,
+            revision,
+            urgency,
+        });
+    }
+
+    /// A name for the next slot.
+    pub(super) fn new_slot(&mut self) -> SlotId {
         let slot = SlotId(self.next_slot);
         self.next_slot += 1;
+        slot
+    }
+
+    /// The slot is on its way to be ready.
+    pub(super) fn warm(&mut self, slot: SlotId, revision: Uuid, urgency: Urgency, now: Moment) {
         let place = Place {
             state: Slot::Warming,
             revision,
@@ -246,13 +265,7 @@ impl Table {
         self.slots.insert(slot, place);
         if let Some(stock) = self.stock(revision) {
             stock.begin(slot, urgency);
-            stock.tried = now;
         }
-        actions.push(Action::Fill {
-            slot,
-            revision,
-            urgency,
-        });
     }
 
     /// Gives up every slot of a revision that is not wanted any more and that nobody has.

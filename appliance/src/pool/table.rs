@@ -1,6 +1,7 @@
 //! All sessions and slots of one pool, as a pure state machine: what happened goes in, what must be
 //! done comes out. No clock, no task, no I/O: `driver.rs` brings those. What is started and what is
-//! given up is decided in `supply.rs`; what can be seen from outside is in `inspect.rs`.
+//! given up is decided in `supply.rs`; what can be seen from outside is in `inspect.rs`; how one begins where an
+//! earlier one ended is in `adopt.rs`.
 //!
 //! ```text
 //! claim ─▶ session ─▶ answered
@@ -61,9 +62,9 @@ pub struct Table {
     pub(super) seed: u64,
     pub(super) sessions: HashMap<Identifier, Session>,
     /// Idle sessions, the longest idle first.
-    idle: BTreeSet<(Moment, SlotId)>,
+    pub(super) idle: BTreeSet<(Moment, SlotId)>,
     /// Sessions that do not end yet, the oldest first.
-    living: BTreeSet<(Moment, SlotId)>,
+    pub(super) living: BTreeSet<(Moment, SlotId)>,
 }
 
 impl Table {

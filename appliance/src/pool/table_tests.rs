@@ -1,6 +1,7 @@
 //! What one event does. Random orders of events are in `model_tests.rs`.
 
 use super::*;
+use crate::pool::adopt::Left;
 use crate::pool::supply::{LINGER, PATIENCE};
 use crate::pool::view::SessionState;
 
@@ -695,4 +696,109 @@ fn closing_pool_answers_everybody_and_starts_nothing() {
         (table.slots_in_use(), table.next_deadline(at(2))),
         (0, None)
     );
+}
+
+/// A table that goes on from an earlier one, at 1000 seconds on its clock.
+fn resumed(max_sessions: usize, ready_sessions: usize, desired: Uuid) -> Table {
+    let mut table = Table::new(limits(max_sessions, ready_sessions), ONE, 1);
+    assert_eq!(table.resume(desired, at(1000)), []);
+    table
+}
+
+fn left(n: u8, revision: Uuid, accessed: u64) -> Left {
+    Left {
+        identifier: id(n),
+        revision,
+        claimed: at(100),
+        accessed: at(accessed),
+    }
+}
+
+#[test]
+fn adopted_session_answers_at_once_and_its_idle_time_goes_on() {
+    let mut table = resumed(2, 0, ONE);
+    let (slot, actions) = table.adopt_session(left(1, ONE, 900), at(1000)).unwrap();
+    assert_eq!(actions, []);
+    assert_eq!(table.update(limits(2, 0), ONE, at(1000)), []);
+    assert_eq!(table.next_deadline(at(1000)), Some(at(1200)));
+    assert_eq!(claim(&mut table, 1, 1100), [served(1, slot.0)]);
+    table.released(slot, at(1150));
+    assert_eq!(table.next_deadline(at(1150)), Some(at(1450)));
+    assert_eq!(table.tick(at(1450)), [drain(slot.0, EndReason::Idle)]);
+}
+
+#[test]
+fn adopted_session_whose_time_came_while_nobody_looked_ends_at_once() {
+    let mut table = resumed(2, 0, ONE);
+    let (slot, _) = table.adopt_session(left(1, ONE, 600), at(1000)).unwrap();
+    table.update(limits(2, 0), ONE, at(1000));
+    assert_eq!(table.tick(at(1000)), [drain(slot.0, EndReason::Idle)]);
+}
+
+#[test]
+fn longest_life_of_an_adopted_session_counts_from_when_it_was_made() {
+    let mut table = resumed(2, 0, ONE);
+    let limits = Limits {
+        life: Life::Alive(at(1000)),
+        ..limits(2, 0)
+    };
+    let (slot, _) = table.adopt_session(left(1, ONE, 990), at(1000)).unwrap();
+    table.update(limits, ONE, at(1000));
+    assert_eq!(table.next_deadline(at(1000)), Some(at(1100)));
+    assert_eq!(table.tick(at(1100)), [drain(slot.0, EndReason::MaxAlive)]);
+}
+
+#[test]
+fn adopted_ready_slot_is_the_next_that_somebody_gets_and_none_is_started_in_its_place() {
+    let mut table = resumed(3, 1, ONE);
+    let slot = table.adopt_ready(ONE, at(1000)).unwrap();
+    assert_eq!(table.update(limits(3, 1), ONE, at(1000)), []);
+    assert_eq!(table.slot_ready(slot, at(1000)), []);
+    let actions = claim(&mut table, 1, 1001);
+    assert_eq!(actions, [bind(slot.0, 1), refill(slot.0 + 1)]);
+}
+
+#[test]
+fn more_is_adopted_than_the_limits_allow_by_now_but_only_what_is_ready_is_given_up() {
+    let mut table = resumed(2, 1, ONE);
+    for n in 1..=3 {
+        table.adopt_session(left(n, ONE, 990), at(1000)).unwrap();
+    }
+    let slot = table.adopt_ready(ONE, at(1000)).unwrap();
+    assert_eq!(
+        table.update(limits(2, 1), ONE, at(1000)),
+        [drain(slot.0, EndReason::Surplus)]
+    );
+    assert_eq!(claim(&mut table, 4, 1000), [denied(4, full(2, 290))]);
+    assert!(matches!(
+        claim(&mut table, 2, 1000)[..],
+        [Action::Answer { answer: Ok(_), .. }]
+    ));
+}
+
+#[test]
+fn ready_slot_of_a_revision_that_nobody_wants_is_not_adopted_and_its_session_is() {
+    let mut table = resumed(3, 0, TWO);
+    assert_eq!(table.adopt_ready(THREE, at(1000)), None);
+    assert!(table.adopt_session(left(1, THREE, 990), at(1000)).is_some());
+    assert_eq!(table.counts_of_earlier().allocated, 1);
+}
+
+#[test]
+fn session_of_the_desired_revision_proves_that_claims_had_moved_over() {
+    let mut table = resumed(3, 1, TWO);
+    let (_, actions) = table.adopt_session(left(1, TWO, 990), at(1000)).unwrap();
+    assert_eq!(actions, [Action::Activate { revision: TWO }]);
+    assert_eq!(table.adopt_ready(ONE, at(1000)), None);
+    let slot = table.adopt_ready(TWO, at(1000)).unwrap();
+    assert_eq!(table.update(limits(3, 1), TWO, at(1000)), []);
+    assert_eq!(table.slot_ready(slot, at(1000)), []);
+}
+
+#[test]
+fn identifier_has_one_session_also_when_two_are_said_to_be_left() {
+    let mut table = resumed(3, 0, ONE);
+    assert!(table.adopt_session(left(1, ONE, 990), at(1000)).is_some());
+    assert!(table.adopt_session(left(1, ONE, 991), at(1000)).is_none());
+    assert_eq!(table.slots_in_use(), 1);
 }

@@ -9,16 +9,17 @@ use std::time::Duration;
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixStream;
+use tokio::runtime::Runtime;
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use uuid::Uuid;
 
 use super::budget::{Budget, Size};
 use super::launcher::{
-    BoxFuture, Guest, GuestEvent, Launched, Launcher, PrepareFailure, StartFailure,
-    StartFailureCause, StartOrder, Urgency,
+    BoxFuture, Guest, GuestEvent, Launched, Launcher, NotAdopted, Noted, PrepareFailure,
+    StartFailure, StartFailureCause, StartOrder, Survivor, Urgency,
 };
-use super::{FingerprintKey, PoolChangeError, Pools, Put, Tools};
+use super::{FingerprintKey, PoolChangeError, Pools, Put, Tools, Uses};
 use crate::store::{MemoryStore, PoolRecord, Records};
 use crate::worker::Log;
 
@@ -54,6 +55,7 @@ pub struct FakeLauncher {
     /// A launch takes one permit before there is a guest.
     pub turns: Arc<Semaphore>,
     launched: AtomicUsize,
+    adopted: AtomicUsize,
     orders: watch::Sender<Vec<(Uuid, Urgency)>>,
     budget: Mutex<Budget>,
     alive: Arc<watch::Sender<usize>>,
@@ -85,6 +87,8 @@ struct Stops {
 /// One guest.
 pub struct FakeGuest {
     number: usize,
+    worker: Uuid,
+    note: Mutex<Option<(Noted, Arc<PoolRecord>)>>,
     server: Server,
     events: Mutex<Option<mpsc::Sender<GuestEvent>>>,
     alive: Arc<watch::Sender<usize>>,
@@ -107,6 +111,7 @@ impl FakeLauncher {
             gate: Arc::new(Semaphore::new(Semaphore::MAX_PERMITS)),
             turns: Arc::new(Semaphore::new(Semaphore::MAX_PERMITS)),
             launched: AtomicUsize::new(0),
+            adopted: AtomicUsize::new(0),
             orders: watch::Sender::default(),
             budget: Mutex::new(Budget::new(UNLIMITED)),
             alive: Arc::new(watch::Sender::new(0)),
@@ -272,11 +277,36 @@ impl FakeLauncher {
         self.guests.lock().unwrap()[number].end("killed by signal 9");
     }
 
+    /// What is noted beside guest `number`.
+    pub fn noted(&self, number: usize) -> Option<Noted> {
+        let guest = Arc::clone(&self.guests.lock().unwrap()[number]);
+        let note = guest.note.lock().unwrap();
+        note.as_ref().map(|(noted, _)| *noted)
+    }
+
+    /// Notes that somebody gets guest `number`, and nothing more.
+    pub fn note_leased(&self, number: usize) {
+        let guest = Arc::clone(&self.guests.lock().unwrap()[number]);
+        guest.note_leased().unwrap();
+    }
+
+    /// How many guests were ever taken over.
+    pub fn adopted(&self) -> usize {
+        self.adopted.load(Ordering::SeqCst)
+    }
+
+    /// [`Self::tools`] for somebody who is not in a runtime.
+    pub fn tools_in(self: &Arc<Self>, runtime: &Runtime) -> Tools {
+        let _inside = runtime.enter();
+        self.tools()
+    }
+
     /// Tools for a pool driver on this launcher.
     pub fn tools(self: &Arc<Self>) -> Tools {
         Tools {
             launcher: Arc::clone(self) as Arc<dyn Launcher>,
             records: self.records.clone(),
+            uses: Uses::keep(self.records.clone()),
             fingerprints: FingerprintKey::new(b"test"),
             start_timeout: Duration::from_secs(60),
             budget: self.budget.lock().unwrap().clone(),
@@ -302,8 +332,11 @@ impl Launcher for FakeLauncher {
         } else {
             vec![]
         };
+        let worker = Uuid::new_v4();
         let guest = Arc::new(FakeGuest {
             number,
+            worker,
+            note: Mutex::default(),
             server: Arc::clone(&self.server),
             events: Mutex::new(Some(sender.clone())),
             alive: Arc::clone(&self.alive),
@@ -331,7 +364,7 @@ impl Launcher for FakeLauncher {
         Box::pin(async move {
             turns.acquire_owned().await.unwrap().forget();
             Ok(Launched {
-                worker: Uuid::new_v4(),
+                worker,
                 guest: guest as Arc<dyn Guest>,
                 events,
             })
@@ -354,6 +387,40 @@ impl Launcher for FakeLauncher {
     fn pools_changed(&self, pools: Vec<Arc<PoolRecord>>) -> BoxFuture<'static, ()> {
         self.told.lock().unwrap().push(names(&pools));
         Box::pin(async {})
+    }
+
+    fn survivors(&self) -> Vec<Survivor> {
+        let guests = self.guests.lock().unwrap();
+        let survivor = |guest: &Arc<FakeGuest>| {
+            let (noted, pool) = guest.note.lock().unwrap().clone()?;
+            Some(Survivor {
+                worker: guest.worker,
+                pool,
+                noted,
+            })
+        };
+        guests.iter().filter_map(survivor).collect()
+    }
+
+    fn adopt(&self, worker: Uuid) -> BoxFuture<'static, Result<Launched, NotAdopted>> {
+        let guests = self.guests.lock().unwrap();
+        let guest = guests.iter().find(|guest| guest.worker == worker).unwrap();
+        let (sender, events) = mpsc::channel(16);
+        let adopted = match &mut *guest.events.lock().unwrap() {
+            Some(before) => {
+                *before = sender;
+                self.adopted.fetch_add(1, Ordering::SeqCst);
+                Ok(Launched {
+                    worker,
+                    guest: Arc::clone(guest) as Arc<dyn Guest>,
+                    events,
+                })
+            }
+            None => Err(NotAdopted {
+                message: "it is gone".into(),
+            }),
+        };
+        Box::pin(async { adopted })
     }
 }
 
@@ -419,5 +486,22 @@ impl Guest for FakeGuest {
 
     fn log(&self) -> Arc<Log> {
         Arc::clone(&self.log)
+    }
+
+    fn note_ready(&self, pool: &PoolRecord) -> io::Result<()> {
+        *self.note.lock().unwrap() = Some((Noted::Ready, Arc::new(pool.clone())));
+        Ok(())
+    }
+
+    fn note_leased(&self) -> io::Result<()> {
+        let mut note = self.note.lock().unwrap();
+        let (noted, _) = note.as_mut().expect("it was never ready");
+        assert_eq!(*noted, Noted::Ready, "somebody had it");
+        *noted = Noted::Leased;
+        Ok(())
+    }
+
+    fn forget_note(&self) {
+        *self.note.lock().unwrap() = None;
     }
 }

@@ -123,7 +123,7 @@ async fn records(store: Arc<dyn Store>) {
         .unwrap();
     assert_eq!(records.sessions().await.unwrap().len(), 2);
     records
-        .remove_session(mine.pool.clone(), mine.identifier.clone())
+        .remove_session(mine.pool.clone(), mine.identifier.clone(), mine.session)
         .await
         .unwrap();
     assert_eq!(

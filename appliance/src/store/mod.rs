@@ -32,7 +32,10 @@ pub use host::HostStore;
 pub use memory::MemoryStore;
 pub use records::Records;
 pub use salvage::pools as salvage_pools;
-pub use schema::{DEFAULT_DISK_MIB, EnvVar, Lifecycle, PoolRecord, SchemaError, SessionRecord};
+pub use schema::{
+    DEFAULT_DISK_MIB, EnvVar, Lifecycle, PoolRecord, SchemaError, SessionRecord, SlotNote, Use,
+    decode, encode,
+};
 pub use sled::SledStore;
 
 /// The tables. The number is the first byte of every key on disk: never reuse one.
@@ -48,6 +51,9 @@ pub enum Table {
     /// Pool name → what the pool still serves from while another revision of it warms up. Absent: the
     /// pool's own record.
     Serving = 4,
+    /// Id of a session → when it was last used. Beside the session's own row, so that writing it late can
+    /// never bring a session back that has ended.
+    Uses = 5,
 }
 
 /// What a change outlives once it was answered.
@@ -60,13 +66,19 @@ pub enum Outlives {
 }
 
 impl Table {
-    pub const ALL: [Self; 4] = [Self::Pools, Self::Sessions, Self::Keys, Self::Serving];
+    pub const ALL: [Self; 5] = [
+        Self::Pools,
+        Self::Sessions,
+        Self::Keys,
+        Self::Serving,
+        Self::Uses,
+    ];
 
     /// What a record of this table survives. A session does not survive the end of its host: its guest is memory.
     /// So what is said of it need not either.
     pub const fn outlives(self) -> Outlives {
         match self {
-            Self::Sessions => Outlives::Process,
+            Self::Sessions | Self::Uses => Outlives::Process,
             Self::Pools | Self::Keys | Self::Serving => Outlives::PowerCut,
         }
     }
@@ -78,6 +90,7 @@ impl Table {
             Self::Sessions => "sessions",
             Self::Keys => "keys",
             Self::Serving => "serving",
+            Self::Uses => "uses",
         }
     }
 }

@@ -1,11 +1,13 @@
 //! Typed access to a [`Store`], off the runtime's own threads.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use uuid::Uuid;
 
-use super::schema::{self, PoolRecord, SessionRecord, session_key};
+use super::schema::{self, PoolRecord, SessionRecord, Use, session_key};
 use super::{Change, Store, StoreError, Table};
 use crate::pool::{Identifier, PoolName};
 
@@ -66,14 +68,53 @@ impl Records {
         self.put(Table::Sessions, key, &session).await
     }
 
-    /// Forgets a session.
+    /// Forgets a session, and when it was used.
     pub async fn remove_session(
         &self,
         pool: PoolName,
         identifier: Identifier,
+        session: Uuid,
     ) -> Result<(), StoreError> {
-        self.remove(Table::Sessions, session_key(&pool, &identifier))
-            .await
+        let remove = |table, key| Change::Remove { table, key };
+        let changes = [
+            remove(Table::Sessions, session_key(&pool, &identifier)),
+            remove(Table::Uses, use_key(session)),
+        ];
+        self.blocking(move |store| store.apply(&changes)).await
+    }
+
+    /// When sessions were last used, by their ids. Some may have ended.
+    pub async fn uses(&self) -> Result<HashMap<Uuid, Use>, StoreError> {
+        let rows = self.blocking(|store| store.scan(Table::Uses, b"")).await?;
+        let read = |(key, value): &(Vec<u8>, Vec<u8>)| {
+            let id = std::str::from_utf8(key).ok().and_then(|id| id.parse().ok());
+            let used = read(Table::Uses, key, value)?;
+            Ok(id.map(|id| (id, used)))
+        };
+        rows.iter()
+            .filter_map(|row| read(row).transpose())
+            .collect()
+    }
+
+    /// Writes when sessions were last used, all in one batch.
+    pub async fn put_uses(&self, uses: HashMap<Uuid, Use>) -> Result<(), StoreError> {
+        let put = |(session, used): (Uuid, Use)| Change::Put {
+            table: Table::Uses,
+            key: use_key(session),
+            value: schema::encode(&used),
+        };
+        let changes: Vec<_> = uses.into_iter().map(put).collect();
+        self.blocking(move |store| store.apply(&changes)).await
+    }
+
+    /// Forgets when these sessions were used.
+    pub async fn remove_uses(&self, sessions: Vec<Uuid>) -> Result<(), StoreError> {
+        let remove = |session| Change::Remove {
+            table: Table::Uses,
+            key: use_key(session),
+        };
+        let changes: Vec<_> = sessions.into_iter().map(remove).collect();
+        self.blocking(move |store| store.apply(&changes)).await
     }
 
     /// Key material under `name`; made by `make` the first time.
@@ -138,6 +179,11 @@ impl Records {
             .await
             .unwrap_or(Err(StoreError::Stopping))
     }
+}
+
+/// Text, as all keys are.
+fn use_key(session: Uuid) -> Vec<u8> {
+    session.to_string().into_bytes()
 }
 
 fn read<T: DeserializeOwned>(table: Table, key: &[u8], value: &[u8]) -> Result<T, StoreError> {

@@ -189,6 +189,24 @@ pub struct SessionRecord {
     pub created_at_ms: u64,
 }
 
+/// When a session was last used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Use {
+    /// Milliseconds since the Unix epoch.
+    pub last_used_at_ms: u64,
+    /// A request or stream was open when this was written.
+    #[serde(default)]
+    pub in_use: bool,
+}
+
+/// What is written down beside a worker that has become a slot: what it was made of. Who owns it says the store.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SlotNote {
+    pub pool: PoolRecord,
+}
+
 /// A UUID as text; the crate's own `serde` feature is not needed for this one use.
 mod uuid_text {
     use serde::{Deserialize, Deserializer, Serializer};

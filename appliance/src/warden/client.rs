@@ -129,10 +129,6 @@ impl WardenClient {
     }
 
     /// A worker that an earlier appliance had, as if it had been spawned here. An end that comes right after is not lost.
-    #[cfg_attr(
-        not(test),
-        expect(dead_code, reason = "the pools that adopt come next")
-    )]
     pub async fn adopt(
         &self,
         id: Uuid,

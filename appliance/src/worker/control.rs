@@ -51,6 +51,16 @@ pub struct Control {
 }
 
 impl Control {
+    /// Connects to a worker that serves already.
+    pub async fn open(socket: PathBuf) -> io::Result<Self> {
+        let stream = UnixStream::connect(&socket).await?;
+        Ok(Self {
+            stream: Some(stream),
+            output: greeting().into_bytes(),
+            ..Self::new(socket)
+        })
+    }
+
     fn new(socket: PathBuf) -> Self {
         Self {
             socket,

@@ -7,6 +7,7 @@ use std::fs::File;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -18,10 +19,14 @@ use super::console::{self, Log};
 use super::control::MAX_ANSWER_BYTES;
 use super::exit::WorkerExit;
 use super::launch::SaveFiles;
+use super::notes;
 use super::orders::{Order, OrderError, Orders};
 use super::supervisor::Command;
 use crate::warden::client::WardenClient;
 use crate::warden::protocol::Usage;
+
+/// The first version of the wire whose agents take commands of operators.
+const EXEC_SINCE: u16 = 3;
 
 /// What a worker tells whoever launched it, in this order. Output is kept for
 /// [`Worker::console_tail`] and told to nobody.
@@ -60,17 +65,26 @@ pub enum ConnectError {
     Refused,
     #[error("Cannot use the worker's socket")]
     Socket(#[source] io::Error),
+    /// The session is older than what is asked of it.
+    #[error(
+        "The guest was started by an older version, whose agent cannot do that (it speaks version {version}, and version {needed} \
+         is needed); a new session can"
+    )]
+    TooOld { version: u16, needed: u16 },
 }
 
 /// What every clone of a [`Worker`] and its supervisor look at.
 #[derive(Debug)]
 pub(super) struct Shared {
     pub id: Uuid,
+    pub folder: PathBuf,
     pub socket: PathBuf,
     pub orders: Orders,
     pub warden: WardenClient,
     pub output: Arc<Log>,
     pub serial: File,
+    /// What the agent said that it speaks; 0 before it said anything.
+    pub version: AtomicU16,
 }
 
 /// A running worker. Clones are the same worker; when the last one and the receiver of its events
@@ -86,6 +100,14 @@ impl Worker {
     /// The process's own id, new for every launch.
     pub fn id(&self) -> Uuid {
         self.shared.id
+    }
+
+    /// Until the agent of a guest that was taken over is there again.
+    #[cfg(test)]
+    pub async fn wait_for_version(&self) {
+        while self.shared.version.load(Ordering::Relaxed) == 0 {
+            tokio::task::yield_now().await;
+        }
     }
 
     /// A stream to the container's target port, raw from its first byte. Both ends may half-close. That
@@ -104,6 +126,13 @@ impl Worker {
 
     /// A stream for one command of an operator, see [`wire::exec`].
     pub async fn connect_exec(&self) -> Result<UnixStream, ConnectError> {
+        let version = self.shared.version.load(Ordering::Relaxed);
+        if (1..EXEC_SINCE).contains(&version) {
+            return Err(ConnectError::TooOld {
+                version,
+                needed: EXEC_SINCE,
+            });
+        }
         self.connect_vsock(wire::port::EXEC).await
     }
 
@@ -189,6 +218,23 @@ impl Worker {
     /// The memory of its process; `None` when it is gone.
     pub async fn usage(&self) -> Option<Usage> {
         self.shared.warden.usage(self.shared.id).await
+    }
+
+    /// Notes in its folder, for a later appliance, that its guest is ready and what it is.
+    pub fn note_ready(&self, note: &[u8]) -> io::Result<()> {
+        notes::ready(&self.shared.folder, note)
+    }
+
+    /// Notes that somebody gets its guest.
+    pub fn note_leased(&self) -> io::Result<()> {
+        notes::leased(&self.shared.folder)
+    }
+
+    /// Takes the note away.
+    pub fn forget_note(&self) {
+        if let Err(error) = notes::forget(&self.shared.folder) {
+            tracing::warn!(worker = %self.shared.id, %error, "the note of a worker that ends could not be removed");
+        }
     }
 
     async fn order(&self, order: Order, fds: Vec<std::os::fd::OwnedFd>) -> Result<(), OrderError> {

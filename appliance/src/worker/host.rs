@@ -8,25 +8,29 @@ use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU16;
 use std::time::Instant;
 
 use tokio::sync::{mpsc, oneshot, watch};
+use uuid::Uuid;
 
+use super::control::Control;
 use super::exit::WorkerExit;
 use super::handle::{Shared, Worker, WorkerEvent};
-use super::launch::{LaunchError, LaunchRequest, Purpose, Settings, Snapshot, Source, WorkingSet};
-use super::orders::{FirstPages, Order, OrderError};
+use super::launch::{LaunchError, LaunchRequest, Settings, Snapshot, Source, WorkingSet};
+use super::leftovers::{Leftover, Leftovers};
+use super::orders::{FirstPages, Order, OrderError, Orders};
 use super::progress::{Progress, Script};
-use super::shell::{Shell, ShellMaker, private_folder};
+use super::shell::{RunFolder, Shell, ShellMaker, private_folder};
 use super::spares::Spares;
 use super::spec::WorkerSpec;
 use super::steps::Steps;
-use super::supervisor::Supervisor;
+use super::supervisor::{Start, Supervisor};
 use super::turns::{Turn, Turns};
 use crate::config::Paths;
 use crate::guest::{Guest, GuestError};
 use crate::images;
-use crate::warden::client::{ImageJobError, WardenClient};
+use crate::warden::client::{ImageJobError, KillOnDrop, ProcessEnd, SpawnError, WardenClient};
 
 /// Events that wait for their reader; a worker has no more than nine in its life.
 const EVENTS: usize = 16;
@@ -42,6 +46,18 @@ pub struct WorkerHost {
     maker: ShellMaker,
     spares: Spares,
     turns: Turns,
+    leftovers: Leftovers,
+}
+
+/// Why a worker of an earlier appliance was not taken over. It ends.
+#[derive(Debug, thiserror::Error)]
+pub enum AdoptError {
+    #[error("It has no folder")]
+    Unknown,
+    #[error(transparent)]
+    Warden(#[from] SpawnError),
+    #[error("Its sockets or its console cannot be used")]
+    Folder(#[source] io::Error),
 }
 
 impl WorkerHost {
@@ -56,6 +72,8 @@ impl WorkerHost {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
             _ => {}
         }
+        // Before anything of our own is there.
+        let leftovers = Leftovers::look(&paths.workers)?;
         let maker = ShellMaker {
             warden: warden.clone(),
             paths: Arc::new(paths),
@@ -69,6 +87,7 @@ impl WorkerHost {
             maker,
             spares,
             turns,
+            leftovers,
         })
     }
 
@@ -102,9 +121,44 @@ impl WorkerHost {
         self.warden.run_image_job(job, fds).await
     }
 
-    /// Whoever an earlier appliance has left ends now; see [`WardenClient::settled`].
+    /// The workers that an earlier appliance has left and that say what they are. Not all of them need live.
+    pub fn leftovers(&self) -> Vec<Leftover> {
+        self.leftovers.noted()
+    }
+
+    /// Takes over what an earlier appliance has left. Its guest can be used at once.
+    pub async fn adopt(&self, id: Uuid) -> Result<Launched, AdoptError> {
+        let folder = self.leftovers.folder(id).ok_or(AdoptError::Unknown)?;
+        let folder = RunFolder::of_a_guest(folder);
+        let (kill, ended) = self.warden.adopt(id).await?;
+        let control = Control::open(folder.socket()).await;
+        let control = control.map_err(AdoptError::Folder)?;
+        let orders = Orders::connect(&folder.orders()).map_err(AdoptError::Folder)?;
+        let serial = File::open(folder.console()).map_err(AdoptError::Folder)?;
+        let folder = self.leftovers.take(id).ok_or(AdoptError::Unknown)?;
+        let hold = Hold {
+            kill,
+            id,
+            ended,
+            orders,
+            control,
+            serial,
+            folder,
+        };
+        let start = Start {
+            launched: Instant::now(),
+            steps: None,
+            container: None,
+            progress: Progress::adopted(),
+            turn: None,
+        };
+        Ok(self.supervise(hold, start))
+    }
+
+    /// Whatever an earlier appliance has left, and nobody has taken over, ends now; see [`WardenClient::settled`].
     pub async fn settled(&self) {
         self.warden.settled().await;
+        self.leftovers.clear();
     }
 
     /// Asks for the end of everything; see [`WardenClient::request_stop`].
@@ -143,7 +197,14 @@ impl WorkerHost {
                 other => other,
             });
         }
-        Ok(self.supervise(shell, script, request.purpose, launched, steps, turn))
+        let start = Start {
+            launched,
+            steps: Some(steps),
+            container: request.purpose.into_container(),
+            progress: Progress::new(script),
+            turn: Some(turn),
+        };
+        Ok(self.supervise(shell.into(), start))
     }
 
     /// Makes a guest of the shell. When this returns, the guest runs.
@@ -215,15 +276,66 @@ impl WorkerHost {
         }
     }
 
-    fn supervise(
-        &self,
-        shell: Shell,
-        script: Script,
-        purpose: Purpose,
-        launched: Instant,
-        steps: Steps,
-        turn: Turn,
-    ) -> Launched {
+    fn supervise(&self, hold: Hold, start: Start) -> Launched {
+        let Hold {
+            kill,
+            id,
+            ended,
+            orders,
+            control,
+            serial,
+            folder,
+        } = hold;
+        let (events, receiver) = mpsc::channel(EVENTS);
+        let (commands, inbox) = mpsc::channel(COMMANDS);
+        let (gone_sender, gone) = watch::channel(None);
+        let shared = Arc::new(Shared {
+            id,
+            folder: folder.path().to_owned(),
+            socket: folder.socket(),
+            orders,
+            warden: self.warden.clone(),
+            output: Arc::default(),
+            serial,
+            version: AtomicU16::default(),
+        });
+        let worker = Worker {
+            shared: Arc::clone(&shared),
+            commands,
+            gone,
+        };
+        let supervisor = Supervisor {
+            id,
+            start,
+            warden: self.warden.clone(),
+            control,
+            ended,
+            commands: inbox,
+            events,
+            shared,
+            gone: gone_sender,
+            stop_when_heard: None,
+            kill,
+            folder,
+        };
+        tokio::spawn(supervisor.run());
+        (worker, receiver)
+    }
+}
+
+/// What there is of a worker with a guest.
+struct Hold {
+    kill: KillOnDrop,
+    id: Uuid,
+    ended: oneshot::Receiver<ProcessEnd>,
+    orders: Orders,
+    control: Control,
+    serial: File,
+    folder: RunFolder,
+}
+
+impl From<Shell> for Hold {
+    fn from(shell: Shell) -> Self {
         let Shell {
             kill,
             id,
@@ -234,40 +346,14 @@ impl WorkerHost {
             disk: _,
             folder,
         } = shell;
-        let (events, receiver) = mpsc::channel(EVENTS);
-        let (commands, inbox) = mpsc::channel(COMMANDS);
-        let (gone_sender, gone) = watch::channel(None);
-        let shared = Arc::new(Shared {
-            id,
-            socket: folder.socket(),
-            orders,
-            warden: self.warden.clone(),
-            output: Arc::default(),
-            serial,
-        });
-        let worker = Worker {
-            shared: Arc::clone(&shared),
-            commands,
-            gone,
-        };
-        let supervisor = Supervisor {
-            id,
-            launched,
-            steps: Some(steps),
-            container: purpose.into_container(),
-            progress: Progress::new(script),
-            turn: Some(turn),
-            warden: self.warden.clone(),
-            control,
-            ended,
-            commands: inbox,
-            events,
-            shared,
-            gone: gone_sender,
+        Self {
             kill,
-            folder,
-        };
-        tokio::spawn(supervisor.run());
-        (worker, receiver)
+            id,
+            ended,
+            orders,
+            control,
+            serial,
+            folder: folder.into_a_guests(),
+        }
     }
 }

@@ -5,6 +5,9 @@
 //! of a tenant may run in it, so one that claims otherwise has broken out of the script and is
 //! killed. Only a fork of a frozen container may say at once what was true before it was frozen;
 //! that is kept back until the guest is renewed.
+//!
+//! A guest that an earlier appliance has led to its end of the script is taken as it is: it runs, and what its agent says again on
+//! its new stream is no news.
 
 use std::fmt;
 use std::time::Duration;
@@ -74,6 +77,10 @@ pub enum Act {
     /// It does not need the host's CPUs for coming up any more.
     Up,
     Tell(Told),
+    /// The agent of a guest that runs is there again, and speaks this version.
+    Heard {
+        version: u16,
+    },
     Keep(Stream, String),
     Kill,
 }
@@ -151,6 +158,23 @@ impl Progress {
             ready: false,
             freeze_asked: false,
             finished: false,
+        }
+    }
+
+    /// Of a session that was led so far by an earlier appliance.
+    pub fn adopted() -> Self {
+        let script = Script {
+            frozen: false,
+            start: false,
+            freeze: false,
+            hold: false,
+            serves: true,
+        };
+        Self {
+            stage: Stage::Running,
+            started: true,
+            ready: true,
+            ..Self::new(script)
         }
     }
 
@@ -275,6 +299,7 @@ impl Progress {
                 vec![Act::Tell(Told::Held)]
             }
             GuestMessage::Output { stream, line } => vec![Act::Keep(stream, line)],
+            GuestMessage::Hello { version, .. } => vec![Act::Heard { version }],
             other => self.on_end(other),
         }
     }

@@ -178,7 +178,12 @@ fn agent_that_comes_back_before_it_is_renewed_ends_its_guest_and_later_it_does_n
     let mut progress = session(&fork(), ForkPoint::BeforeStart);
     progress.on(HELLO);
     progress.on(GuestMessage::Renewed);
-    assert_eq!(progress.on(HELLO), [], "its container must not start twice");
+    let heard = [Act::Heard { version: 2 }];
+    assert_eq!(
+        progress.on(HELLO),
+        heard,
+        "its container must not start twice"
+    );
 }
 
 #[test]
@@ -307,4 +312,39 @@ fn end_of_a_container_is_told_once() {
     let exit = Exit::Code(127);
     assert_eq!(progress.on(GuestMessage::Exited { exit }), []);
     assert_eq!(progress.fail("late".to_owned()), [Act::Kill]);
+}
+
+#[test]
+fn adopted_guest_runs_and_what_its_agent_says_again_is_no_news() {
+    let mut progress = Progress::adopted();
+    assert_eq!(progress.awaited(), None, "it need not say anything");
+    assert!(progress.can_stop_in_order());
+    assert_eq!(progress.on(HELLO), [Act::Heard { version: 2 }]);
+    assert_eq!(progress.on(STARTED), []);
+    assert_eq!(progress.on(GuestMessage::Ready), []);
+    assert_eq!(
+        progress.on(output("x")),
+        [Act::Keep(Stream::Stdout, "x".to_owned())]
+    );
+    let exit = Exit::Code(3);
+    assert_eq!(
+        progress.on(GuestMessage::Exited { exit }),
+        [Act::Tell(Told::Exited(exit))]
+    );
+    assert_eq!(progress.on(HELLO), [Act::Heard { version: 2 }]);
+    assert_eq!(progress.on(GuestMessage::Exited { exit }), []);
+}
+
+#[test]
+fn adopted_guest_of_any_version_is_kept() {
+    for version in [1, 2, 99] {
+        let mut progress = Progress::adopted();
+        let hello = GuestMessage::Hello {
+            version,
+            uptime_us: 1,
+        };
+        assert_eq!(progress.on(hello), [Act::Heard { version }]);
+        assert_eq!(progress.on(GuestMessage::Unknown), []);
+        assert!(progress.can_stop_in_order());
+    }
 }

@@ -52,12 +52,12 @@ impl ShellMaker {
         };
         let vsock = UnixListener::bind(folder.socket()).map_err(failed)?;
         let control = Control::connect(folder.socket()).map_err(failed)?;
-        let (orders, listener) = Orders::open(&folder.path.join("orders.sock")).map_err(failed)?;
+        let (orders, listener) = Orders::open(&folder.orders()).map_err(failed)?;
         let console = File::options()
             .read(true)
             .write(true)
             .create_new(true)
-            .open(folder.path.join("console.log"))
+            .open(folder.console())
             .map_err(failed)?;
         let serial = console.try_clone().map_err(LaunchError::Descriptor)?;
         let disk = guest::nameless_disk(&self.paths.disks)?;
@@ -99,29 +99,70 @@ impl Shell {
     }
 }
 
-/// A worker's folder below the run folder; removed when dropped.
+/// A worker's folder below the run folder. That of a shell is removed when it is dropped; that of a guest is not, because
+/// the guest may live on.
 #[derive(Debug)]
 pub struct RunFolder {
     path: PathBuf,
+    is_a_guests: bool,
 }
 
 impl RunFolder {
     fn create(workers: &Path, id: Uuid) -> Result<Self, LaunchError> {
         let path = workers.join(id.simple().to_string());
         match private_folder(&path) {
-            Ok(()) => Ok(Self { path }),
+            Ok(()) => Ok(Self {
+                path,
+                is_a_guests: false,
+            }),
             Err(source) => Err(LaunchError::Folder { path, source }),
         }
+    }
+
+    /// One that is there already.
+    pub fn of_a_guest(path: PathBuf) -> Self {
+        Self {
+            path,
+            is_a_guests: true,
+        }
+    }
+
+    /// From now on there is a guest behind it.
+    pub fn into_a_guests(mut self) -> Self {
+        self.is_a_guests = true;
+        self
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
     }
 
     /// The host's side of the guest's vsock.
     pub fn socket(&self) -> PathBuf {
         self.path.join("vsock.sock")
     }
+
+    /// Where orders are given.
+    pub fn orders(&self) -> PathBuf {
+        self.path.join("orders.sock")
+    }
+
+    /// What the guest's kernel prints.
+    pub fn console(&self) -> PathBuf {
+        self.path.join("console.log")
+    }
+
+    /// Nothing lives on.
+    pub fn remove(mut self) {
+        self.is_a_guests = false;
+    }
 }
 
 impl Drop for RunFolder {
     fn drop(&mut self) {
+        if self.is_a_guests {
+            return;
+        }
         if let Err(error) = std::fs::remove_dir_all(&self.path) {
             tracing::warn!("Cannot remove {}: {error}", self.path.display());
         }
@@ -149,5 +190,16 @@ mod tests {
         assert_eq!(mode & 0o7777, 0o700);
         drop(folder);
         assert_eq!(std::fs::read_dir(workers.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn folder_of_a_guest_is_removed_when_that_is_said_and_not_before() {
+        let workers = tempfile::tempdir().unwrap();
+        let folder = RunFolder::create(workers.path(), Uuid::new_v4()).unwrap();
+        let path = folder.path.clone();
+        drop(folder.into_a_guests());
+        assert!(path.exists());
+        RunFolder::of_a_guest(path.clone()).remove();
+        assert!(!path.exists());
     }
 }

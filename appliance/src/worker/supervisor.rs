@@ -1,6 +1,7 @@
 //! The one task that owns a worker from its spawn to its end.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot, watch};
@@ -26,6 +27,9 @@ const LOST_CONTROL_GRACE: Duration = Duration::from_secs(5);
 const LAST_WORDS: Duration = Duration::from_secs(1);
 /// Added to what the guest was granted before it is killed.
 const KILL_MARGIN: Duration = Duration::from_secs(2);
+/// How long the agent of a guest that was taken over may take to come back before the guest is killed instead of stopped in
+/// order. It tries at least every two seconds.
+const RETURN_GRACE: Duration = Duration::from_secs(5);
 
 #[derive(Debug)]
 pub(super) enum Command {
@@ -34,9 +38,8 @@ pub(super) enum Command {
     Kill,
 }
 
-/// Fields as `host` made them.
-pub(super) struct Supervisor {
-    pub id: Uuid,
+/// Where the guest stands when its supervisor begins.
+pub(super) struct Start {
     pub launched: Instant,
     /// Until they are told.
     pub steps: Option<Steps>,
@@ -45,6 +48,12 @@ pub(super) struct Supervisor {
     pub progress: Progress,
     /// Held while the guest comes up.
     pub turn: Option<Turn>,
+}
+
+/// Fields as `host` made them.
+pub(super) struct Supervisor {
+    pub id: Uuid,
+    pub start: Start,
     pub warden: WardenClient,
     pub control: Control,
     pub ended: oneshot::Receiver<ProcessEnd>,
@@ -52,9 +61,10 @@ pub(super) struct Supervisor {
     pub events: mpsc::Sender<WorkerEvent>,
     pub shared: Arc<Shared>,
     pub gone: watch::Sender<Option<WorkerExit>>,
+    /// It is to be stopped as soon as its agent is there again.
+    pub stop_when_heard: Option<Duration>,
     /// Should this task be lost, the worker goes with it.
     pub kill: KillOnDrop,
-    /// Removes the folder when it is dropped.
     pub folder: RunFolder,
 }
 
@@ -72,36 +82,40 @@ impl Supervisor {
     pub async fn run(mut self) {
         let mut deadlines = Deadlines::default();
         let end = self.supervise(&mut deadlines).await;
-        self.turn = None;
+        self.start.turn = None;
         self.last_words(&mut deadlines).await;
         self.shared.output.close();
         let serial = console::serial_lines(&self.shared.serial);
-        let exit = WorkerExit::new(end, deadlines.killed, &serial);
+        let exit = WorkerExit::new(Some(end), deadlines.killed, &serial);
         tracing::info!(worker = %self.id, "Worker ended: {exit}");
         self.kill.defuse();
         // Removed before anybody is told.
-        drop(self.folder);
+        self.folder.remove();
         let _ = self.gone.send(Some(exit.clone()));
         let _ = self.events.send(WorkerEvent::Gone(exit)).await;
     }
 
-    async fn supervise(&mut self, deadlines: &mut Deadlines) -> Option<ProcessEnd> {
+    async fn supervise(&mut self, deadlines: &mut Deadlines) -> ProcessEnd {
         let mut handles = true;
         loop {
-            deadlines.follow(self.progress.awaited());
+            deadlines.follow(self.start.progress.awaited());
             let next = deadlines.next();
             tokio::select! {
-                end = &mut self.ended => return end.ok(),
+                end = &mut self.ended => match end {
+                    Ok(end) => return end,
+                    // The warden is gone, and the worker lives on: this process ends, and the next one takes the worker over.
+                    Err(_) => std::future::pending().await,
+                },
                 message = self.control.next() => match message {
                     Ok(message) => {
-                        let acts = self.progress.on(message);
+                        let acts = self.start.progress.on(message);
                         self.act(deadlines, acts).await;
                     }
                     Err(error) => self.on_lost(deadlines, &error).await,
                 },
                 command = self.commands.recv(), if handles => match command {
                     Some(Command::FreezeWhenReady) => {
-                        let acts = self.progress.freeze_when_ready();
+                        let acts = self.start.progress.freeze_when_ready();
                         self.act(deadlines, acts).await;
                     }
                     Some(Command::Stop { grace }) => self.on_stop(deadlines, grace).await,
@@ -126,14 +140,18 @@ impl Supervisor {
                     Ok(())
                 }
                 Act::Renew => self.renew(),
-                Act::Start => self.start(),
+                Act::Start => self.start_container(),
                 Act::Freeze => self.send(&HostMessage::Freeze),
                 Act::Up => {
-                    self.turn = None;
+                    self.start.turn = None;
                     Ok(())
                 }
                 Act::Tell(told) => {
                     self.tell(told).await;
+                    Ok(())
+                }
+                Act::Heard { version } => {
+                    self.on_heard(deadlines, version).await;
                     Ok(())
                 }
                 Act::Keep(stream, line) => {
@@ -153,7 +171,7 @@ impl Supervisor {
 
     async fn give_up(&mut self, deadlines: &mut Deadlines, why: String) {
         // What remains is to tell and to kill; neither can fail.
-        for act in self.progress.fail(why) {
+        for act in self.start.progress.fail(why) {
             match act {
                 Act::Tell(told) => self.tell(told).await,
                 _ => self.kill(deadlines).await,
@@ -168,8 +186,8 @@ impl Supervisor {
         self.send(&HostMessage::Renew(Box::new(identity)))
     }
 
-    fn start(&mut self) -> Result<(), String> {
-        let spec = self.container.take().unwrap_or_default();
+    fn start_container(&mut self) -> Result<(), String> {
+        let spec = self.start.container.take().unwrap_or_default();
         self.send(&HostMessage::Start(Box::new(spec)))
     }
 
@@ -180,10 +198,11 @@ impl Supervisor {
     }
 
     async fn tell(&mut self, told: Told) {
-        let elapsed = self.launched.elapsed();
+        let elapsed = self.start.launched.elapsed();
         let event = match told {
             Told::Booted { version, uptime_us } => {
-                let steps = self.steps.take().map(|mut steps| {
+                self.shared.version.store(version, Ordering::Relaxed);
+                let steps = self.start.steps.take().map(|mut steps| {
                     steps.lap("agent");
                     steps.into_laps()
                 });
@@ -246,18 +265,36 @@ impl Supervisor {
         }
     }
 
+    /// What an agent of another version cannot do is refused where it is asked for; everything else goes on.
+    async fn on_heard(&mut self, deadlines: &mut Deadlines, version: u16) {
+        tracing::debug!(worker = %self.id, version, "Agent is there again");
+        self.shared.version.store(version, Ordering::Relaxed);
+        if let Some(grace) = self.stop_when_heard.take() {
+            deadlines.kill = None;
+            self.on_stop(deadlines, grace).await;
+        }
+    }
+
     async fn on_stop(&mut self, deadlines: &mut Deadlines, grace: Duration) {
         let grace_ms = u64::try_from(grace.as_millis()).unwrap_or(u64::MAX);
-        let in_order = self.progress.can_stop_in_order()
+        let in_order = self.start.progress.can_stop_in_order()
             && self.control.is_open()
             && self.control.send(&HostMessage::Stop { grace_ms }).is_ok();
         if in_order {
             let wait = grace + timing::AGENT_POWEROFF_GRACE + KILL_MARGIN;
             deadlines.kill_within(wait.max(timing::HOST_KILL_AFTER));
+        } else if self.start.progress.can_stop_in_order() && self.awaits_agent() {
+            self.stop_when_heard = Some(grace);
+            deadlines.kill_within(RETURN_GRACE);
         } else {
             // Nobody is served there, or nobody listens any more.
             self.kill(deadlines).await;
         }
+    }
+
+    /// The guest was taken over, and its agent has not come back yet.
+    fn awaits_agent(&self) -> bool {
+        self.shared.version.load(Ordering::Relaxed) == 0
     }
 
     async fn kill(&mut self, deadlines: &mut Deadlines) {
@@ -272,7 +309,7 @@ impl Supervisor {
             while self.control.is_open() {
                 match self.control.next().await {
                     Ok(message) => {
-                        let acts = self.progress.on(message);
+                        let acts = self.start.progress.on(message);
                         self.act(deadlines, acts).await;
                     }
                     Err(_) => return,

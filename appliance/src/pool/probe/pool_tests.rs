@@ -54,7 +54,7 @@ fn start(launcher: &Arc<FakeLauncher>, probes: Probes) -> PoolHandle {
         max_sessions: 1,
         ..pool("alpha")
     };
-    PoolHandle::start(Arc::new(record), None, launcher.tools())
+    PoolHandle::start(Arc::new(record), None, Vec::new(), launcher.tools())
 }
 
 /// Guests that are healthy while this says so.

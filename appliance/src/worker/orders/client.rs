@@ -44,21 +44,21 @@ impl Orders {
     /// Makes the socket at `path` and connects to it. The listening end is for the worker, which
     /// finds this connection waiting there.
     pub fn open(path: &Path) -> io::Result<(Self, OwnedFd)> {
-        let address = SocketAddrUnix::new(path)?;
-        let socket = || {
-            let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-            socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)
-        };
         let listener = socket()?;
-        rustix::net::bind(&listener, &address)?;
+        rustix::net::bind(&listener, &SocketAddrUnix::new(path)?)?;
         listen(&listener, BACKLOG)?;
+        Ok((Self::connect(path)?, listener))
+    }
+
+    /// Connects to a worker that listens at `path`.
+    pub fn connect(path: &Path) -> io::Result<Self> {
         let ours = socket()?;
-        connect(&ours, &address)?;
+        connect(&ours, &SocketAddrUnix::new(path)?)?;
         // tokio has no type for SOCK_SEQPACKET; of this one only the readiness is used.
         let ours = UnixDatagram::from_std(ours.into())?;
         let (jobs, inbox) = mpsc::channel(QUEUE);
         tokio::spawn(work(ours, inbox));
-        Ok((Self { jobs }, listener))
+        Ok(Self { jobs })
     }
 
     /// Gives one order and waits until it is carried out. Says where the time went. An order
@@ -70,6 +70,16 @@ impl Orders {
         self.jobs.send(job).await.map_err(|_| OrderError::Gone)?;
         answered.await.map_err(|_| OrderError::Gone)?
     }
+}
+
+fn socket() -> io::Result<OwnedFd> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    Ok(socket_with(
+        AddressFamily::UNIX,
+        SocketType::SEQPACKET,
+        flags,
+        None,
+    )?)
 }
 
 /// Owns the connection. After a failure nobody knows which order an answer would belong to, so

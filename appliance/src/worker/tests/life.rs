@@ -3,6 +3,7 @@
 use wire::{Exit, Stream};
 
 use super::*;
+use crate::warden::protocol::Ending;
 use crate::worker::ConnectError;
 
 #[tokio::test]
@@ -353,11 +354,30 @@ async fn stream_to_the_container_is_raw_after_the_answer_and_a_closed_one_is_a_r
 }
 
 #[tokio::test]
-async fn warden_that_dies_ends_every_worker() {
-    let setting = Setting::new(|mut warden| drop(warden.start()));
-    let (_worker, mut events) = setting.launch().await.unwrap();
-    assert_eq!(gone(&mut events).await, WorkerExit::WardenGone);
-    assert_eq!(setting.folders(), 0);
+async fn warden_that_dies_ends_no_worker_and_removes_nothing_of_it() {
+    let setting = Setting::new(|mut warden| {
+        let worker = warden.start();
+        drop(warden);
+        // The worker lives on, and whoever is there still can use it.
+        let (stream, line) = worker.accept();
+        assert_eq!(line, "LISTEN 1024");
+        answer(worker.accept().0);
+        drop(stream);
+    });
+    let (worker, mut events) = setting.launch().await.unwrap();
+    let mut ending = setting.client.ending();
+    timeout(
+        DEADLINE,
+        ending.wait_for(|how| *how == Some(Ending::Detach)),
+    )
+    .await
+    .unwrap()
+    .unwrap();
+    worker.connect().await.unwrap();
+    assert!(events.try_recv().is_err());
+    drop((worker, events));
+    tokio::task::yield_now().await;
+    assert_eq!(setting.folders(), 1);
 }
 
 #[tokio::test]

@@ -1,5 +1,6 @@
 //! Launches against a warden, a worker and a guest that are threads of the test.
 
+mod adoption;
 mod forks;
 mod life;
 mod spares;
@@ -266,7 +267,14 @@ impl Setting {
     }
 
     fn with(settings: Settings, warden: impl FnOnce(FakeWarden) + Send + 'static) -> Self {
-        let root = tempfile::tempdir().unwrap();
+        Self::in_root(tempfile::tempdir().unwrap(), settings, warden)
+    }
+
+    fn in_root(
+        root: tempfile::TempDir,
+        settings: Settings,
+        warden: impl FnOnce(FakeWarden) + Send + 'static,
+    ) -> Self {
         let paths = Paths::under(root.path()).unwrap();
         std::fs::create_dir_all(&paths.run).unwrap();
         std::fs::create_dir_all(&paths.disks).unwrap();
