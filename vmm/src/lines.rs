@@ -2,8 +2,8 @@
 //!
 //! A device writes to an event, and KVM raises the line; the guest rings a doorbell, and KVM signals an event, without
 //! a return to user space. KVM waits for all of its readers whenever a doorbell is registered (`kvm_io_bus_register_dev`
-//! in virt/kvm/kvm_main.c), so those of the usual devices are made ahead. A doorbell that belongs to no queue signals an
-//! event that nobody watches.
+//! in virt/kvm/kvm_main.c), so those of the usual devices are made ahead. A guest with other devices gets what is missing when they are connected; a
+//! doorbell that then belongs to no queue signals an event that nobody watches.
 
 use std::collections::VecDeque;
 use std::io;
@@ -15,10 +15,8 @@ use crate::devices::virtio::mmio;
 use crate::memory::layout;
 use crate::wiring;
 
-/// Transports that are made ahead: two disks, vsock, rng.
-const USUAL_TRANSPORTS: usize = 4;
-/// As many as vsock has.
-const USUAL_QUEUES: usize = 3;
+/// How many queues the transports that are made ahead have: two disks, vsock, rng. No more, since KVM waits for each.
+const USUAL_QUEUES: [usize; 4] = [1, 1, 3, 1];
 
 /// Why a device could not be joined.
 #[derive(Debug, thiserror::Error)]
@@ -45,7 +43,8 @@ pub(crate) struct Lines {
 impl Lines {
     /// Makes those that most microVMs need.
     pub fn make(vm: &VmFd) -> Result<Self, LineError> {
-        let ahead = (0..USUAL_TRANSPORTS).map(|number| transport(vm, number, USUAL_QUEUES));
+        let usual = USUAL_QUEUES.iter().enumerate();
+        let ahead = usual.map(|(number, queues)| transport(vm, number, *queues));
         Ok(Self {
             serial: Some(interrupt(vm, layout::SERIAL_GSI)?),
             ahead: ahead.collect::<Result<_, _>>()?,

@@ -8,6 +8,8 @@ use serde_json::{Value, json};
 #[derive(Debug, Clone, Default)]
 pub struct Sample {
     pub total: Duration,
+    /// Of the total, until the agent's first word.
+    pub answered: Option<Duration>,
     pub steps: Vec<(String, Duration)>,
 }
 
@@ -52,6 +54,18 @@ impl Series {
         self.0.iter().map(|sample| millis(sample.total)).collect()
     }
 
+    /// Until the agent's first word, where each measurement has noted it.
+    pub fn answered(&self) -> Option<Self> {
+        let first_word = |sample: &Sample| {
+            Some(Sample {
+                total: sample.answered?,
+                ..Sample::default()
+            })
+        };
+        let samples: Option<Vec<Sample>> = self.0.iter().map(first_word).collect();
+        samples.filter(|samples| !samples.is_empty()).map(Self)
+    }
+
     /// The mean of each step in milliseconds. Means, because they add up to the mean of the whole. A step that
     /// only some measurements have (a spare that was not there) counts as nothing in the others.
     pub fn breakdown(&self) -> Vec<(&str, f64)> {
@@ -93,6 +107,11 @@ impl Series {
             "p50": self.percentile(0.5),
             "p99": self.percentile(0.99),
             "values": self.values(),
+            "answered": self.answered().map(|answered| json!({
+                "median": answered.median(),
+                "p99": answered.percentile(0.99),
+                "values": answered.values(),
+            })),
             "steps": steps,
             "covered": self.covered(),
         })
@@ -105,6 +124,13 @@ impl Series {
         };
         let count = self.0.len();
         let mut text = format!("{median:9.1} ms  p99 {last:.1} ms  {what}, median of {count}\n");
+        if let Some(answered) = self.answered()
+            && let (Some(median), Some(last)) = (answered.median(), answered.percentile(0.99))
+        {
+            text += &format!(
+                "{median:9.1} ms  p99 {last:.1} ms    of which until the agent's first word\n"
+            );
+        }
         for (step, mean) in self.breakdown() {
             text += &format!("{mean:13.2} ms  {step}\n");
         }
@@ -132,7 +158,7 @@ mod tests {
                 .iter()
                 .map(|total| Sample {
                     total: Duration::from_millis(*total),
-                    steps: Vec::new(),
+                    ..Sample::default()
                 })
                 .collect(),
         )
@@ -144,6 +170,26 @@ mod tests {
         assert_eq!(series(&[3]).median(), Some(3.0));
         assert_eq!(series(&[9, 1, 2]).median(), Some(2.0));
         assert_eq!(series(&[9, 4, 1, 2]).median(), Some(3.0));
+    }
+
+    #[test]
+    fn first_words_are_a_series_of_their_own_when_all_have_been_noted() {
+        let mut series = Series::default();
+        assert!(series.answered().is_none());
+        for (total, answered) in [(30, 20), (50, 30), (40, 24)] {
+            series.push(Sample {
+                total: Duration::from_millis(total),
+                answered: Some(Duration::from_millis(answered)),
+                steps: Vec::new(),
+            });
+        }
+        assert_eq!(series.answered().unwrap().median(), Some(24.0));
+        assert_eq!(series.json()["answered"]["values"][1], 30.0);
+        let text = series.text("fork");
+        assert!(text.contains("24.0 ms  p99 30.0 ms    of which"), "{text}");
+        series.push(Sample::default());
+        assert!(series.answered().is_none());
+        assert!(series.json()["answered"].is_null());
     }
 
     #[test]
@@ -162,10 +208,12 @@ mod tests {
         let mut series = Series::default();
         series.push(Sample {
             total: Duration::from_millis(10),
+            answered: None,
             steps: vec![step("map", 4), step("run", 6)],
         });
         series.push(Sample {
             total: Duration::from_millis(30),
+            answered: None,
             steps: vec![step("spawn", 20), step("map", 2), step("run", 6)],
         });
         let close = |left: f64, right: f64| (left - right).abs() < 1e-9;

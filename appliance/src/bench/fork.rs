@@ -1,4 +1,6 @@
 //! From a launch to the agent of a fork and to the first byte of its container: one at a time, and many at once.
+//!
+//! The agent is there twice: with its first word, and when the guest has its identity and may run what is a tenant's.
 
 use std::time::Duration;
 
@@ -110,7 +112,7 @@ impl Bench<'_> {
             let total = samples.iter().map(|sample| sample.total).max();
             whole_bursts.push(Sample {
                 total: total.unwrap_or_default(),
-                steps: Vec::new(),
+                ..Sample::default()
             });
             samples.into_iter().for_each(|sample| burst.push(sample));
         }
@@ -226,7 +228,7 @@ impl Report {
 
     pub fn text(&self) -> String {
         let mut text = format!("Fork point {}\n", self.plan.point);
-        text += &self.agent.text("agent", &self.plan);
+        text += &self.agent.text("agent renewed", &self.plan);
         if let Some(figures) = &self.first_byte {
             text += &figures.text("the container's first byte", &self.plan);
         }

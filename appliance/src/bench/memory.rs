@@ -1,13 +1,14 @@
-//! What an idle fork takes of the host's memory, and whether more of them take more each.
+//! What an idle fork takes of the host's memory and processors, and whether more of them take more each.
 //!
 //! The figures of a process are the kernel's own sums over its mappings (`/proc/<pid>/smaps_rollup`). Page tables and kernel objects are in
 //! none of them; the last column, what the host has lost per fork, includes them and whatever else the host did meanwhile.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use serde_json::{Value, json};
 
+use super::figures::millis;
 use super::golden::Golden;
 use super::image::Image;
 use super::run::Run;
@@ -18,10 +19,15 @@ use crate::worker::{Purpose, WorkerHost};
 /// Guests go on for a moment after they have answered: timers, the agent's own allocations.
 const SETTLE: Duration = Duration::from_secs(2);
 
+/// For so long it is watched how much processor time they take.
+const WATCHED: Duration = Duration::from_secs(4);
+
 /// Means per fork, in bytes, with so many of them running.
 #[derive(Debug, Clone, Copy, PartialEq)]
 struct Row {
     forks: u32,
+    /// Milliseconds of processor time in a second of doing nothing.
+    cpu_ms: Option<f64>,
     /// In no other process: what ends with the fork. Of a single fork the golden's own pages are among them.
     private: u64,
     /// Written by the fork, or made by its process.
@@ -56,7 +62,9 @@ pub async fn measure(
             runs.push(run);
         }
         tokio::time::sleep(SETTLE).await;
-        rows.push(look(&runs, count, available).await?);
+        let row = look(&runs, count, available).await?;
+        let cpu_ms = watch(&runs).await;
+        rows.push(Row { cpu_ms, ..row });
     }
     for run in runs {
         run.end().await;
@@ -81,8 +89,27 @@ async fn look(runs: &[Run], forks: u32, before: i64) -> anyhow::Result<Row> {
         anonymous,
         rss,
         pss,
+        cpu_ms: None,
         host: (before - available_bytes()?) / i64::from(forks),
     })
+}
+
+/// How many milliseconds per second each of them runs.
+async fn watch(runs: &[Run]) -> Option<f64> {
+    let (begun, before) = (Instant::now(), cpu_time(runs).await?);
+    tokio::time::sleep(WATCHED).await;
+    let (elapsed, after) = (begun.elapsed(), cpu_time(runs).await?);
+    let spent = after.saturating_sub(before);
+    let forks = f64::from(u32::try_from(runs.len()).ok()?);
+    Some(millis(spent) / elapsed.as_secs_f64() / forks)
+}
+
+async fn cpu_time(runs: &[Run]) -> Option<Duration> {
+    let mut sum = Duration::ZERO;
+    for run in runs {
+        sum += Duration::from_nanos(run.worker.usage().await?.cpu_ns?);
+    }
+    Some(sum)
 }
 
 fn available_bytes() -> anyhow::Result<i64> {
@@ -121,6 +148,7 @@ impl Report {
                     "rss": row.rss,
                     "pss": row.pss,
                     "host": row.host,
+                    "cpuMsPerSecond": row.cpu_ms,
                 })
             })
             .collect();
@@ -129,16 +157,18 @@ impl Report {
 
     pub fn text(&self) -> String {
         let mut text = format!(
-            "{:>6} {:>10} {:>10} {:>10} {:>10} {:>10}   KiB per fork\n",
-            "forks", "private", "anonymous", "rss", "pss", "host"
+            "{:>6} {:>10} {:>10} {:>10} {:>10} {:>10} {:>10}   KiB per fork; ms of a processor per second\n",
+            "forks", "private", "anonymous", "rss", "pss", "host", "processor"
         );
         for row in &self.0 {
             let [private, anonymous, rss, pss] =
                 [row.private, row.anonymous, row.rss, row.pss].map(|bytes| bytes / 1024);
             text += &format!(
-                "{:>6} {private:>10} {anonymous:>10} {rss:>10} {pss:>10} {:>10}\n",
+                "{:>6} {private:>10} {anonymous:>10} {rss:>10} {pss:>10} {:>10} {:>10}\n",
                 row.forks,
-                row.host / 1024
+                row.host / 1024,
+                row.cpu_ms
+                    .map_or_else(|| "unknown".to_owned(), |ms| format!("{ms:.2}"))
             );
         }
         if let Some(growth) = self.growth() {
@@ -169,6 +199,7 @@ mod tests {
             rss: 9,
             pss: 9,
             host: 9,
+            cpu_ms: None,
         };
         let report = Report(vec![row(1, 1000), row(10, 5000), row(50, 1100)]);
         assert!((report.growth().unwrap() - 1.1).abs() < 1e-9);

@@ -154,6 +154,7 @@ impl Run {
             match &event {
                 WorkerEvent::Booted { elapsed, steps } => {
                     self.sample.total = *elapsed;
+                    self.sample.answered = Some(*elapsed);
                     self.sample.steps.extend(steps.iter().cloned());
                 }
                 WorkerEvent::Renewed { elapsed } => {

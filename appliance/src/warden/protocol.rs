@@ -110,7 +110,7 @@ pub enum Ending {
     Detach,
 }
 
-/// The memory of one process in bytes, from `/proc/<pid>/smaps_rollup` (proc(5)).
+/// What one process takes: its memory in bytes, from `/proc/<pid>/smaps_rollup` (proc(5)), and processor time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Usage {
@@ -122,6 +122,8 @@ pub struct Usage {
     pub private: u64,
     /// Pages that no file stands behind.
     pub anonymous: u64,
+    /// How long its threads have run so far; `None` on a kernel that does not count it.
+    pub cpu_ns: Option<u64>,
 }
 
 /// How a process ended.

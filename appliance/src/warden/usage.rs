@@ -1,4 +1,4 @@
-//! How much memory a process takes, as the kernel counts it.
+//! How much memory and processor time a process takes, as the kernel counts it.
 
 use std::io;
 
@@ -7,7 +7,29 @@ use super::protocol::Usage;
 /// Reads `/proc/<pid>/smaps_rollup`, which the kernel has summed up over all mappings.
 pub fn of(pid: u32) -> io::Result<Usage> {
     let text = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))?;
-    parse(&text).ok_or_else(|| io::ErrorKind::InvalidData.into())
+    let usage = parse(&text).ok_or(io::ErrorKind::InvalidData)?;
+    Ok(Usage {
+        cpu_ns: cpu_ns(pid),
+        ..usage
+    })
+}
+
+/// The sum over the threads that it has now, guests included. Not from `/proc/<pid>/stat`, which counts in units of 10 ms.
+fn cpu_ns(pid: u32) -> Option<u64> {
+    let mut sum: u64 = 0;
+    for thread in std::fs::read_dir(format!("/proc/{pid}/task")).ok()? {
+        // One that has just ended takes nothing any more.
+        if let Ok(text) = std::fs::read_to_string(thread.ok()?.path().join("schedstat")) {
+            sum = sum.checked_add(time_on_cpu(&text)?)?;
+        }
+    }
+    // A thread that looks has run.
+    (sum > 0).then_some(sum)
+}
+
+/// The first of three numbers (Documentation/scheduler/sched-stats.rst).
+fn time_on_cpu(schedstat: &str) -> Option<u64> {
+    schedstat.split_whitespace().next()?.parse().ok()
 }
 
 /// Lines like `Pss:            1234 kB`, each once.
@@ -24,6 +46,7 @@ fn parse(text: &str) -> Option<Usage> {
         pss: bytes("Pss")?,
         private: bytes("Private_Clean")?.checked_add(bytes("Private_Dirty")?)?,
         anonymous: bytes("Anonymous")?,
+        cpu_ns: None,
     })
 }
 
@@ -58,6 +81,7 @@ AnonHugePages:         0 kB
             pss: 1230 << 10,
             private: (20 + 712) << 10,
             anonymous: 704 << 10,
+            cpu_ns: None,
         };
         assert_eq!(parse(ROLLUP), Some(expected));
     }
@@ -72,9 +96,18 @@ AnonHugePages:         0 kB
     }
 
     #[test]
-    fn this_process_has_memory_of_its_own() {
+    fn time_on_the_processor_is_the_first_number() {
+        assert_eq!(time_on_cpu("12345678 90 12\n"), Some(12_345_678));
+        assert_eq!(time_on_cpu(""), None);
+        assert_eq!(time_on_cpu("-1 2 3"), None);
+    }
+
+    #[test]
+    fn this_process_has_memory_of_its_own_and_has_run() {
         let usage = of(std::process::id()).unwrap();
         assert!(usage.rss >= usage.pss && usage.private > 0, "{usage:?}");
+        let later = of(std::process::id()).unwrap();
+        assert!(later.cpu_ns >= usage.cpu_ns, "{usage:?} {later:?}");
         assert_eq!(of(u32::MAX).unwrap_err().kind(), io::ErrorKind::NotFound);
     }
 }

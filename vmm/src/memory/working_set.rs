@@ -52,8 +52,16 @@ const TMPFS_MAGIC: i64 = 0x0102_1994;
 /// Entries read at a time.
 const PAGEMAP_CHUNK: usize = 8192;
 
+/// As a step between pages.
+#[expect(clippy::cast_possible_truncation, reason = "4096")]
+const PAGE_BYTES: usize = PAGE as usize;
+
 /// Between runs that are mapped in one call. A call costs about as much as two pages that it maps.
 const NEAR: u64 = 2 * PAGE;
+
+/// At a read fault the kernel also maps what it has in memory of the aligned stretch around, of this size by default
+/// (`fault_around_bytes`, mm/memory.c).
+const AROUND: u64 = 64 << 10;
 
 /// Places of the memory file that are tried to learn whether it is in memory.
 const COLD_SAMPLES: usize = 8;
@@ -150,15 +158,16 @@ impl WorkingSet {
     }
 
     /// Makes the pages ready in `memory`, a fresh private mapping of the file this was recorded of: pages that
-    /// will be written get their copy now, the others are mapped. Linux before 5.14 cannot; then nothing happens.
+    /// will be written get their copy now, the others are mapped, with what lies around. Linux before 5.14 cannot; then
+    /// nothing happens.
     ///
     /// The guest may already run: populating is what its own accesses would do.
     pub fn prefetch(&self, memory: &Memory) -> io::Result<()> {
         let near = self.merged();
         if is_cold(memory, &near) {
-            for range in &near {
+            for range in near {
                 // A hint; if it is refused, populating reads the pages itself.
-                let _ = advise(memory, range.clone(), Advice::WillNeed);
+                let _ = advise(memory, range, Advice::WillNeed);
             }
         }
         // Written ones first: a page that is mapped for reading would have to be faulted once more.
@@ -168,10 +177,35 @@ impl WorkingSet {
                 return Ok(());
             }
         }
-        for range in near {
-            advise(memory, range, Advice::LinuxPopulateRead)?;
+        // One of each stretch: populating looks at every page it is asked for, also at those that came with another one.
+        for page in self.one_of_each_stretch(memory) {
+            advise(memory, page..page + PAGE, Advice::LinuxPopulateRead)?;
         }
         Ok(())
+    }
+
+    /// The first page that was only read of each stretch that the kernel maps together, as it lies in the memory file.
+    fn one_of_each_stretch(&self, memory: &Memory) -> Vec<u64> {
+        let mut pages = Vec::new();
+        let mut start = 0;
+        for region in memory.iter() {
+            let within = start..start + region.len();
+            // Stretches are aligned as this process sees them.
+            let at = region.as_ptr() as u64;
+            let stretch = |offset: u64| (at + offset - within.start) / AROUND;
+            let mut last = None;
+            let read = self.runs.iter().filter(|run| !run.written);
+            for part in read.filter_map(|run| intersection(&run.file_range(), &within)) {
+                for page in part.step_by(PAGE_BYTES) {
+                    if last != Some(stretch(page)) {
+                        last = Some(stretch(page));
+                        pages.push(page);
+                    }
+                }
+            }
+            start = within.end;
+        }
+        pages
     }
 
     /// The pages by guest-physical address, for KVM_PRE_FAULT_MEMORY: in order, and those that are near each other
@@ -425,6 +459,41 @@ mod tests {
                 .read_obj(GuestAddress(u64::from(page) * PAGE))
                 .unwrap();
             assert_eq!(byte, page, "prefetching changes nothing");
+        }
+    }
+
+    #[test]
+    fn one_page_of_each_stretch_brings_the_others_that_were_only_read() {
+        let golden = golden(2);
+        let memory = fork(&golden, 2);
+        // All in the first MiB, which is in the page cache; a stretch begins at a page with a number of these.
+        let at = memory.iter().next().unwrap().as_ptr() as u64 / PAGE;
+        let stretch = u32::try_from(16 - at % 16).unwrap();
+        let set = set(
+            2,
+            &[
+                (stretch, 2, true),
+                (stretch + 3, 2, false),
+                (stretch + 9, 1, false),
+                (stretch + 15, 2, false),
+                (stretch + 40, 1, true),
+            ],
+        );
+        let pages = set.one_of_each_stretch(&memory);
+        let expected = [stretch + 3, stretch + 16].map(|page| u64::from(page) * PAGE);
+        assert_eq!(pages, expected);
+        set.prefetch(&memory).unwrap();
+        let prefetched = recorded(&memory);
+        assert_eq!(
+            written_pages(&prefetched),
+            [stretch, stretch + 1, stretch + 40]
+        );
+        let has = |page: u32| {
+            let mut runs = prefetched.runs.iter();
+            runs.any(|run| (run.first..run.first + run.pages).contains(&page))
+        };
+        for page in [3, 4, 9, 15, 16] {
+            assert!(has(stretch + page), "{page} {prefetched:?}");
         }
     }
 

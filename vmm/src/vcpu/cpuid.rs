@@ -29,6 +29,14 @@ const ECX8_1_SVM: u32 = 1 << 2;
 /// Core, northbridge and last-level-cache counters of AMD.
 const ECX8_1_COUNTERS: u32 = 1 << 23 | 1 << 24 | 1 << 28;
 
+/// KVM's own features.
+const KVM_FEATURES: u32 = 0x4000_0001;
+/// "Asynchronous page faults", their delivery at VM exits and by interrupt: the guest is told that a page of its memory has to be
+/// fetched, so that it can do something else meanwhile. A restored guest is first interrupted to hear that all such pages
+/// are there, of which there are none: three exits. And what KVM remembers of a page that was awaited is in no
+/// snapshot, so the task that waits for it could wait for ever. Without it the vCPU waits for the page itself.
+const EAX_KVM_ASYNC_PF: u32 = 1 << 4 | 1 << 10 | 1 << 14;
+
 /// Leaves that read as zero: thermal and counters (0xa), SGX, trace, SVM, SEV, AMD counters.
 const EMPTY_LEAVES: [u32; 6] = [0xa, 0x12, 0x14, 0x8000_000a, 0x8000_001f, 0x8000_0022];
 /// Second descriptions of the topology, which would contradict ours.
@@ -125,6 +133,7 @@ fn adjust(entry: &mut kvm_cpuid_entry2, id: u8, count: u8, tsc_deadline: bool) {
         0x8000_0008 => entry.ecx = entry.ecx & !0xf0ff | (count - 1) | id_bits(count) << 12,
         0x8000_001d => entry.eax = entry.eax & 0x3fff | cache_sharing(entry.eax, count) << 14,
         0x8000_001e => (entry.eax, entry.ebx, entry.ecx) = (id, id, 0),
+        KVM_FEATURES => entry.eax &= !EAX_KVM_ASYNC_PF,
         leaf if EMPTY_LEAVES.contains(&leaf) => *entry = empty(entry),
         _ => {}
     }
@@ -214,6 +223,7 @@ mod tests {
             0x8000_000a,
             0x8000_001e,
             0x8000_0026,
+            KVM_FEATURES,
         ];
         let supported = functions.map(|function| leaf(function, 0));
         let table = for_vcpu(&supported, id, count, true).unwrap();
@@ -235,6 +245,11 @@ mod tests {
     fn performance_counters_are_hidden() {
         assert_eq!(filtered(0xa, 0, 0, 1).eax, 0);
         assert_eq!(filtered(0x8000_0001, 0, 0, 1).ecx & ECX8_1_COUNTERS, 0);
+    }
+
+    #[test]
+    fn asynchronous_page_faults_are_hidden_and_no_other_feature_of_kvm() {
+        assert_eq!(filtered(KVM_FEATURES, 0, 0, 1).eax, !EAX_KVM_ASYNC_PF);
     }
 
     #[test]

@@ -265,6 +265,7 @@ async fn golden_before_the_start_stands_still_and_can_be_paused_saved_and_killed
             pss: 3,
             private: 2,
             anonymous: 1,
+            cpu_ns: None,
         });
         warden.tell(&Event::Usage { id, usage });
         assert_eq!(worker.carry_out().0, Order::Resume);
