@@ -18,13 +18,11 @@ In a guest the program is PID 1 and takes no arguments.
   --version      print the version
   --help         print this text";
 
-/// The first argument of the process that becomes the container. Not for people.
-pub const STAGE_ARGUMENT: &str = "--stage";
 /// The first argument of the process that becomes a command beside the container. Not for people.
 pub const ENTER_ARGUMENT: &str = "--enter";
-/// Given to a stage that must make namespaces and mounts of its own.
+/// The container has namespaces and mounts of its own.
 const ISOLATE_ARGUMENT: &str = "--isolate";
-/// Names the control group of a stage.
+/// Names the control group of the container.
 const CGROUP_ARGUMENT: &str = "--cgroup";
 
 /// What the command line asks for.
@@ -34,8 +32,6 @@ pub enum Role {
     Guest,
     /// An ordinary process in place of a guest.
     Process(ProcessOptions),
-    /// The process that prepares, and then becomes, the container.
-    Stage(StageOptions),
     /// The process that goes to where the container is, and becomes a command there.
     Enter(StageOptions),
     /// Print this and exit.
@@ -94,15 +90,10 @@ pub enum UsageError {
 pub fn role(is_init: bool, arguments: impl Iterator<Item = OsString>) -> Result<Role, UsageError> {
     let mut arguments = arguments.peekable();
     let first = arguments.peek().and_then(|argument| argument.to_str());
-    if let Some(argument @ (STAGE_ARGUMENT | ENTER_ARGUMENT)) = first {
-        let role = if argument == STAGE_ARGUMENT {
-            Role::Stage
-        } else {
-            Role::Enter
-        };
+    if first == Some(ENTER_ARGUMENT) {
         arguments.next();
         let (_, container) = options(arguments)?;
-        return Ok(role(container));
+        return Ok(Role::Enter(container));
     }
     match first {
         Some("--help") => Ok(Role::Print(USAGE.into())),

@@ -23,7 +23,11 @@ use wire::{GuestMessage, HostMessage, frame};
 
 use crate::clock;
 use crate::poller::{Poller, Readiness, Token};
+use crate::transport::Transport;
 
+/// How long the first hello may hold up what comes after it. A host that waits for its guest accepts within a fraction of this; one
+/// that does not hears the hello when it accepts.
+const FIRST_GREETING: Duration = Duration::from_millis(50);
 /// Output waits in its pipe while more than this is queued.
 const QUEUE_BYTES: usize = 256 << 10;
 /// Frames that go out in one call.
@@ -109,6 +113,25 @@ impl Control {
             sent_of_first: 0,
             told: Vec::new(),
         }
+    }
+
+    /// One that has said hello already, if the host accepts at once. For a poller that watches nothing else yet.
+    pub fn greeting_at_once(transport: &mut Transport, poller: &mut Poller) -> io::Result<Self> {
+        let started = Instant::now();
+        let mut control = Self::new(None);
+        control.attach(transport.connect_control(), poller, started);
+        while let (Link::Connecting(_), Some(patience)) =
+            (&control.link, FIRST_GREETING.checked_sub(started.elapsed()))
+        {
+            for (token, readiness) in poller.wait(Some(patience))? {
+                if token == Token::Control {
+                    control.on_event(readiness, Instant::now());
+                }
+            }
+        }
+        control.greet();
+        control.flush(Instant::now());
+        Ok(control)
     }
 
     /// When a stream should be opened with [`Control::attach`].

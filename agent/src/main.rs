@@ -5,8 +5,7 @@
 //! port, stop it, power off. As an ordinary process (`agent --socket PATH`) it does the same over
 //! a Unix socket and without a VM, so that everything above the VMM can be tested anywhere.
 //!
-//! One thread, one epoll loop ([`supervisor`]), no state shared. The only other thread lives for
-//! the moment in which a PID namespace is made (see [`container::exec`]).
+//! One thread, one epoll loop ([`supervisor`]), no state shared.
 
 mod attempt;
 mod cli;
@@ -40,7 +39,6 @@ fn main() -> ExitCode {
         std::env::args_os().skip(1),
     ) {
         Ok(Role::Guest) => guest::run(),
-        Ok(Role::Stage(options)) => container::stage::run(&options),
         Ok(Role::Enter(options)) => container::enter::run(&options),
         Ok(Role::Process(options)) => match supervisor::run_as_process(&options) {
             Ok(()) => ExitCode::SUCCESS,

@@ -5,12 +5,13 @@
 //! the container ends, what it wrote before is still in the pipe and is taken out without regard
 //! to the backlog ([`OutputPipe::drain`]); a pipe is bounded too.
 
+use std::io;
 use std::os::fd::OwnedFd;
 
 use rustix::io::Errno;
 use wire::{GuestMessage, Stream};
 
-use crate::poller::Readiness;
+use crate::poller::{Poller, Readiness, Token};
 
 /// The longest line that is sent; a longer one goes out in pieces.
 pub const MAX_LINE_BYTES: usize = 16 << 10;
@@ -34,6 +35,13 @@ impl OutputPipe {
             pipe: Some(pipe),
             readable: false,
             lines: LineCutter::default(),
+        }
+    }
+
+    pub fn watch(&self, poller: &Poller) -> io::Result<()> {
+        match &self.pipe {
+            Some(pipe) => poller.watch_edge(pipe, Token::Output(self.stream)),
+            None => Ok(()),
         }
     }
 

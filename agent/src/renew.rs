@@ -43,9 +43,11 @@ enum RenewError {
 enum State {
     /// Nobody, or what a snapshot was taken of.
     Due,
-    /// Renewed on the present control stream. A fork loses that stream, so it can never find itself in
-    /// this state.
+    /// Renewed on the present control stream, or the host says that nothing lies between. A fork loses that stream, so it can
+    /// never find itself in this state.
     Done { hostname: String },
+    /// Renewed on a stream that was lost. A snapshot may lie between: what has this state may be a fork.
+    InDoubt { hostname: String },
     /// For ever.
     Failed(String),
 }
@@ -88,8 +90,17 @@ impl Renewal {
 
     /// Another control stream: there may be a snapshot between it and the one before.
     pub fn on_new_stream(&mut self) {
-        if matches!(self.state, State::Done { .. }) {
-            self.state = State::Due;
+        if let State::Done { hostname } = &mut self.state {
+            let hostname = std::mem::take(hostname);
+            self.state = State::InDoubt { hostname };
+        }
+    }
+
+    /// The host, which knows whether it has made a fork, says that this is none.
+    pub fn carry_on(&mut self) {
+        if let State::InDoubt { hostname } = &mut self.state {
+            let hostname = std::mem::take(hostname);
+            self.state = State::Done { hostname };
         }
     }
 
@@ -97,7 +108,9 @@ impl Renewal {
     pub fn hostname(&self) -> Result<&str, String> {
         match &self.state {
             State::Done { hostname } => Ok(hostname),
-            State::Due => Err("Nothing starts in a guest before it is renewed".into()),
+            State::Due | State::InDoubt { .. } => {
+                Err("Nothing starts in a guest before it is renewed".into())
+            }
             State::Failed(message) => Err(message.clone()),
         }
     }
@@ -223,6 +236,29 @@ pub mod tests {
             spoil(&mut identity);
             assert!(check(&identity).is_err(), "{index}");
         }
+    }
+
+    #[test]
+    fn guest_whose_stream_broke_is_in_doubt_until_its_host_says_that_it_is_no_fork() {
+        let hostname = "session-1".to_owned();
+        let mut renewal = Renewal {
+            state: State::Done { hostname },
+            machine: None,
+        };
+        for _ in 0..2 {
+            renewal.on_new_stream();
+            assert!(renewal.hostname().unwrap_err().contains("renewed"));
+        }
+        renewal.carry_on();
+        assert_eq!(renewal.hostname(), Ok("session-1"));
+    }
+
+    #[test]
+    fn guest_that_was_never_renewed_is_not_by_word_of_its_host() {
+        let mut renewal = Renewal::new();
+        renewal.on_new_stream();
+        renewal.carry_on();
+        assert_eq!(renewal.state, State::Due);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! The loop that owns everything, and what the host is told when.
 //!
-//! The order of messages on the control stream: `Hello`, when the container's process is prepared; `Renewed`
-//! after `Renew`, or `Failed` and nothing more; then, after `Start`, either `Started`, `Output`...,
+//! The order of messages on the control stream: `Hello`, as soon as there is a stream; `Renewed`
+//! after `Renew`, when the container's process is prepared, or `Failed` and nothing more; then, after `Start`, either `Started`, `Output`...,
 //! `Ready` once, and `Exited` behind the last output that was written before the end; or `Failed`
 //! and `Exited` with 125 (cannot be set up), 126 (not executable) or 127 (not found). After
 //! `Freeze` comes `Frozen`, behind all output that was written before, and then no output until
@@ -98,8 +98,9 @@ pub fn run_as_process(options: &ProcessOptions) -> Result<(), SetupError> {
     let transport = Transport::Socket(HostSocket::bind(&options.socket)?);
     // Whoever started us may connect from now on.
     println!("listening on {}", options.socket.display());
+    let control = Control::new(Some(Instant::now()));
     let container = Container::prepare(&options.container, &poller);
-    let mut supervisor = Supervisor::new(poller, transport, children, container)?;
+    let mut supervisor = Supervisor::new(poller, (transport, control), children, container)?;
     supervisor.terminate = Some(terminate);
     supervisor.serve().attempt(|| "wait for events".into())
 }
@@ -119,7 +120,7 @@ impl Supervisor {
     /// A container that could not be prepared is reported as soon as there is somebody to tell.
     pub fn new(
         poller: Poller,
-        transport: Transport,
+        (transport, control): (Transport, Control),
         children: SignalPipe,
         container: Result<Container, SetupError>,
     ) -> Result<Self, SetupError> {
@@ -132,7 +133,7 @@ impl Supervisor {
         let mut supervisor = Self {
             poller,
             transport,
-            control: Control::new(Some(Instant::now())),
+            control,
             children,
             terminate: None,
             container: container.map_err(|error| chain(&error)),
@@ -352,15 +353,16 @@ impl Supervisor {
         self.stop(grace, now);
     }
 
-    /// Listens to the host, and says what there is to say.
+    /// Listens to the host, and says what there is to say. What the host wants waits until the container's process is
+    /// prepared.
     fn converse(&mut self, now: Instant) {
-        let is_preparing = self.container.as_ref().is_ok_and(Container::is_preparing);
-        if !is_preparing && self.control.greet() {
+        if self.control.greet() {
             self.renewal.on_new_stream();
         }
-        while let Some(message) = self.control.receive(now) {
+        while let Some(message) = self.next_message(now) {
             match message {
                 HostMessage::Renew(identity) => self.renew(&identity),
+                HostMessage::Continue => self.renewal.carry_on(),
                 HostMessage::Start(spec) => self.start(&spec, now),
                 HostMessage::Freeze => self.freeze(),
                 HostMessage::Stop { grace_ms } => self.stop(Duration::from_millis(grace_ms), now),
@@ -376,6 +378,14 @@ impl Supervisor {
             }
             self.control.flush(now);
         }
+    }
+
+    fn next_message(&mut self, now: Instant) -> Option<HostMessage> {
+        let is_preparing = self.container.as_ref().is_ok_and(Container::is_preparing);
+        if is_preparing {
+            return None;
+        }
+        self.control.receive(now)
     }
 
     /// Whether lines wait in a pipe and there is room for them.
@@ -485,6 +495,7 @@ mod tests {
     use std::thread;
 
     use super::*;
+    use crate::container::stage::PREPARED;
     use crate::guest::random::tests::{Answer, fake_answers};
     use crate::renew::tests::identity;
     use rustix::process::Pid;
@@ -498,7 +509,8 @@ mod tests {
         let children = SignalPipe::new(&[libc::SIGCHLD]).unwrap();
         let transport = Transport::Socket(HostSocket::bind(socket).unwrap());
         let poller = Poller::new().unwrap();
-        let mut agent = Supervisor::new(poller, transport, children, Ok(container)).unwrap();
+        let streams = (transport, Control::new(Some(Instant::now())));
+        let mut agent = Supervisor::new(poller, streams, children, Ok(container)).unwrap();
         agent.own_the_machine().unwrap();
         agent.serve().unwrap();
     }
@@ -566,6 +578,37 @@ mod tests {
             assert_eq!(*refused, GuestMessage::Failed { message });
             assert_eq!(heard, b"", "the container was told to start");
         }
+    }
+
+    #[test]
+    fn hello_comes_before_the_container_is_prepared_and_a_freeze_waits_until_it_is() {
+        let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+        let directory = tempfile::tempdir().unwrap();
+        let socket = directory.path().join("s");
+        let mut stage = Command::new("sleep").arg("1000").spawn().unwrap();
+        let (container, mut of_stage) = Container::preparing(Pid::from_child(&stage));
+        let at = socket.clone();
+        let agent = thread::spawn(move || {
+            let poller = Poller::new().unwrap();
+            container.watch(&poller).unwrap();
+            let children = SignalPipe::new(&[libc::SIGCHLD]).unwrap();
+            let transport = Transport::Socket(HostSocket::bind(&at).unwrap());
+            let streams = (transport, Control::new(Some(Instant::now())));
+            let agent = Supervisor::new(poller, streams, children, Ok(container)).unwrap();
+            agent.serve().unwrap();
+        });
+        let mut host = connect(&socket);
+        let hello: GuestMessage = wire::read_frame(&mut host).unwrap();
+        assert!(matches!(hello, GuestMessage::Hello { .. }), "{hello:?}");
+        wire::write_frame(&mut host, &HostMessage::Freeze).unwrap();
+        of_stage.write_all(&[PREPARED]).unwrap();
+        let answer: GuestMessage = wire::read_frame(&mut host).unwrap();
+        assert_eq!(answer, GuestMessage::Frozen);
+        wire::write_frame(&mut host, &HostMessage::Stop { grace_ms: 0 }).unwrap();
+        while wire::read_frame::<GuestMessage>(&mut host).is_ok() {}
+        drop(host);
+        agent.join().unwrap();
+        assert!(stage.wait().is_err(), "the agent reaped it");
     }
 
     #[test]

@@ -29,11 +29,12 @@ impl Transport {
     /// vsock, with all stream ports open. Connects at once, because that fails where there is no
     /// vsock device and everything else would wait for ever.
     pub fn vsock() -> Result<Self, SetupError> {
+        // First, so that the host decides while the rest is done.
+        let first = vsock::connect_to_host(port::CONTROL)
+            .attempt(|| format!("connect to vsock port {} of the host", port::CONTROL))?;
         let listen = |port| vsock::listen(port).attempt(|| format!("listen on vsock port {port}"));
         let (listener, loopback) = (listen(port::STREAM)?, listen(port::LOOPBACK)?);
         let exec = listen(port::EXEC)?;
-        let first = vsock::connect_to_host(port::CONTROL)
-            .attempt(|| format!("connect to vsock port {} of the host", port::CONTROL))?;
         Ok(Self::Vsock {
             listener,
             loopback,

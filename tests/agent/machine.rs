@@ -51,7 +51,7 @@ impl Machine {
         let mut control = UnixStream::connect(&socket).unwrap();
         control.set_read_timeout(Some(DEADLINE)).unwrap();
         writeln!(control, "LISTEN {}", wire::port::CONTROL).unwrap();
-        let vm = Vm::start(config).unwrap();
+        let (vm, _) = Vm::start(config).unwrap();
         let mut machine = Self {
             control: BufReader::new(control),
             console,

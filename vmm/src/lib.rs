@@ -33,6 +33,5 @@ pub use config::{BlockConfig, ConfigError, FirstPages, RestoreConfig, VmConfig};
 pub use machine::{BlankMachine, MachineError};
 pub use probe::{ProbeError, ProbeReport, cpu_description, probe};
 pub use vm::{
-    GuestEnded, RestoreError, RestoreSteps, SaveError, SnapshotFiles, StartError, Vm, VmExit,
-    VmHandle,
+    GuestEnded, RestoreError, SaveError, SnapshotFiles, StartError, Steps, Vm, VmExit, VmHandle,
 };

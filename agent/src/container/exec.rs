@@ -2,11 +2,13 @@
 
 use std::ffi::{CString, c_char};
 use std::io;
-use std::process::{Child, Command};
+use std::os::fd::OwnedFd;
 use std::ptr;
 
 use rustix::process::{Pid, Signal};
 use rustix::thread::UnshareFlags;
+
+use super::launch;
 
 /// The first signal above the named ones, and the last one.
 const FIRST_FREE_REALTIME_SIGNAL: i32 = 34;
@@ -32,20 +34,53 @@ pub fn unshare_all_but_pid_and_network() -> io::Result<()> {
     )
 }
 
-/// Starts `command` as PID 1 of a new PID namespace.
+/// Goes on as two processes, the new one as PID 1 of a new PID namespace if `isolate` says so. `None` in the new one, which
+/// has `stdio` and no other descriptor, and every signal as it was before anybody changed it: as a program has that was just
+/// executed. For the agent, which has one thread.
 ///
-/// The namespace applies to the children of the thread that asked for it, and is no thing the thread can
-/// take back, so a thread of its own asks and ends. `Command` then starts the program as ever.
-pub fn spawn_in_new_pid_namespace(command: &mut Command) -> io::Result<Child> {
-    std::thread::scope(|scope| {
-        let thread = scope.spawn(|| {
-            unshare(UnshareFlags::NEWPID)?;
-            command.spawn()
-        });
-        thread
-            .join()
-            .unwrap_or_else(|_| Err(io::Error::other("the spawning thread panicked")))
-    })
+/// Not `fork`, which cannot make a namespace: the namespace of an `unshare` would be that of all later children, too.
+pub fn fork_stage(isolate: bool, stdio: [OwnedFd; 3]) -> io::Result<Option<Pid>> {
+    let namespace = if isolate { libc::CLONE_NEWPID } else { 0 };
+    // SAFETY: without a stack and without sharing memory the call is `fork`. What is dangerous about that is state that
+    // another thread was just changing, such as a lock that stays locked in the child; there is no other thread. libc is
+    // not told that the child has another number, which it would want for locks between threads only.
+    let pid = unsafe { libc::syscall(libc::SYS_clone, namespace | libc::SIGCHLD, 0, 0, 0, 0) };
+    match i32::try_from(pid) {
+        Ok(0) => {}
+        Ok(pid @ 1..) => return Ok(Pid::from_raw(pid)),
+        Ok(_) | Err(_) => return Err(io::Error::last_os_error()),
+    }
+    // Before the descriptors are gone that handlers write to.
+    reset_signal_dispositions();
+    match keep_only(stdio) {
+        Ok(()) => Ok(None),
+        // The agent sees its end. To return would be to go on as a second agent.
+        Err(_) => leave(launch::CANNOT_START),
+    }
+}
+
+fn keep_only([stdin, stdout, stderr]: [OwnedFd; 3]) -> io::Result<()> {
+    rustix::stdio::dup2_stdin(stdin)?;
+    rustix::stdio::dup2_stdout(stdout)?;
+    rustix::stdio::dup2_stderr(stderr)?;
+    close_all_but_stdio()
+}
+
+/// Ends the stage. Not `exit`: what the agent has registered or buffered is not the stage's to finish.
+pub fn leave(code: u8) -> ! {
+    // SAFETY: `_exit` asks for nothing and returns to nobody.
+    unsafe { libc::_exit(code.into()) }
+}
+
+/// For a process that uses nothing it had before.
+fn close_all_but_stdio() -> io::Result<()> {
+    const FIRST: libc::c_uint = 3;
+    // SAFETY: what owned the descriptors is never used nor dropped in this process: it ends by [`leave`] or `execve`, neither
+    // of which runs any of our code.
+    match unsafe { libc::close_range(FIRST, libc::c_uint::MAX, 0) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
 }
 
 /// Becomes another program. Returns only if the kernel refuses.

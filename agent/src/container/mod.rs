@@ -18,7 +18,6 @@ mod user;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::process::{Command, Stdio};
 
 use rustix::io::{FdFlags, fcntl_setfd};
 use rustix::pipe::{PipeFlags, pipe_with};
@@ -26,7 +25,7 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open};
 use wire::{ContainerSpec, Exit, Identity, Stream};
 
 use crate::attempt::{Attempt, SetupError, chain};
-use crate::cli::{STAGE_ARGUMENT, StageOptions};
+use crate::cli::StageOptions;
 use crate::output::OutputPipe;
 use crate::poller::{Poller, Token};
 use crate::reaper;
@@ -100,30 +99,16 @@ impl Container {
             .attempt(|| "make a socket non-blocking".into())?;
         let (stdout, their_stdout) = output_pipe()?;
         let (stderr, their_stderr) = output_pipe()?;
-        let mut command = Command::new("/proc/self/exe");
-        command
-            .arg(STAGE_ARGUMENT)
-            .stdin(Stdio::from(OwnedFd::from(theirs)));
-        command
-            .stdout(Stdio::from(their_stdout))
-            .stderr(Stdio::from(their_stderr));
-        command.args(options.arguments());
-        let child = if options.isolate {
-            exec::spawn_in_new_pid_namespace(&mut command)
-        } else {
-            command.spawn()
+        let stdio = [theirs.into(), their_stdout, their_stderr];
+        let forked = exec::fork_stage(options.isolate, stdio)
+            .attempt(|| "start the process of the container".into());
+        let Some(pid) = forked? else {
+            stage::run(options);
         };
-        let child = child.attempt(|| "start the process of the container".into())?;
-        let watch = || {
-            poller.watch_edge(&channel, Token::Stage)?;
-            poller.watch_edge(&stdout, Token::Output(Stream::Stdout))?;
-            poller.watch_edge(&stderr, Token::Output(Stream::Stderr))
-        };
-        watch().attempt(|| "watch the process of the container".into())?;
-        Ok(Self {
+        let container = Self {
             phase: Phase::Preparing,
             // The reaper waits for it, whichever way it ends.
-            pid: Pid::from_child(&child),
+            pid,
             channel,
             options: options.clone(),
             spec: ContainerSpec::default(),
@@ -134,7 +119,17 @@ impl Container {
             failure: None,
             stdout: OutputPipe::new(Stream::Stdout, stdout),
             stderr: OutputPipe::new(Stream::Stderr, stderr),
-        })
+        };
+        container
+            .watch(poller)
+            .attempt(|| "watch the process of the container".into())?;
+        Ok(container)
+    }
+
+    pub fn watch(&self, poller: &Poller) -> io::Result<()> {
+        poller.watch_edge(&self.channel, Token::Stage)?;
+        self.stdout.watch(poller)?;
+        self.stderr.watch(poller)
     }
 
     /// Whether the stage is still busy with what does not depend on a container.
@@ -379,6 +374,13 @@ pub fn output_pipe() -> Result<(OwnedFd, OwnedFd), SetupError> {
 
 #[cfg(test)]
 impl Container {
+    /// As [`Container::prepared`], but its stage has not said yet that it is.
+    pub fn preparing(pid: Pid) -> (Self, UnixStream) {
+        let (container, theirs) = Self::prepared(pid);
+        let phase = Phase::Preparing;
+        (Self { phase, ..container }, theirs)
+    }
+
     /// One whose stage is `pid` and waits to be told what to become, at the other end of the
     /// channel that comes with it.
     pub fn prepared(pid: Pid) -> (Self, UnixStream) {

@@ -1,9 +1,9 @@
-//! The stage: this program once more, as the process that becomes the container.
+//! The stage: the process that becomes the container.
 //!
-//! It is started before anybody asks for a container, does everything that does not depend on one
+//! It is forked from the agent before anybody asks for a container, does everything that does not depend on one
 //! (control group, namespaces, mounts), says so and waits. `Start` then costs only what is left: user,
-//! environment, `execve`. And it has one thread and nothing to share, so that this is ordinary
-//! code and not the narrow kind that may run between `fork` and `exec`.
+//! environment, `execve`. Agent and stage have one thread each and share nothing, so that this is ordinary
+//! code and not the narrow kind that may run between `fork` and `exec` of a program with threads.
 //!
 //! Its standard input is a socket to the agent. The stage sends one zero byte when it is prepared, with
 //! an isolated container's [`View`], and reads two frames, the [`ContainerSpec`] and the host name. If the
@@ -16,7 +16,6 @@ use std::io::Write;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::net::UnixStream;
-use std::process::ExitCode;
 
 use rustix::fs::Mode;
 use rustix::process::Signal;
@@ -24,28 +23,32 @@ use wire::{ContainerSpec, FrameError};
 
 use super::identity::View;
 use super::launch::{CANNOT_START, Failure, Program, become_user, set_limits, wanted_user};
-use super::{command, root, user};
+use super::{command, exec, root, user};
 use crate::attempt::{Attempt, SetupError};
 use crate::cli::StageOptions;
 
 /// The byte that says that everything is prepared. No exit code of a failure.
 pub const PREPARED: u8 = 0;
-/// Runs the stage. Returns only when there is no container.
-pub fn run(options: &StageOptions) -> ExitCode {
-    let mut channel = match rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), 3) {
-        Ok(channel) => UnixStream::from(channel),
+/// Runs the stage: the process is a container, or ends.
+pub fn run(options: &StageOptions) -> ! {
+    let code = match rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), 3) {
+        Ok(channel) => run_with(options, UnixStream::from(channel)),
         Err(error) => {
             eprintln!("agent: Cannot keep the channel to the agent: {error}");
-            return ExitCode::from(CANNOT_START);
+            CANNOT_START
         }
     };
+    exec::leave(code)
+}
+
+fn run_with(options: &StageOptions, mut channel: UnixStream) -> u8 {
     let failure = match become_container(options, &mut channel) {
-        Ok(Never::AgentGone) => return ExitCode::SUCCESS,
+        Ok(Never::AgentGone) => return 0,
         Err(failure) => failure,
     };
     // If the agent is gone, there is nobody to tell.
     let _ = channel.write_all(&failure.report());
-    ExitCode::from(failure.code)
+    failure.code
 }
 
 /// How the stage ends without becoming a container and without a failure.

@@ -12,6 +12,7 @@ use std::process::ExitCode;
 use crate::attempt::{Attempt, SetupError, chain};
 use crate::cli::StageOptions;
 use crate::container::Container;
+use crate::control::Control;
 use crate::poller::Poller;
 use crate::reaper::SignalPipe;
 use crate::supervisor::{Supervisor, raise_open_files_limit};
@@ -30,15 +31,19 @@ pub fn run() -> ExitCode {
 }
 
 fn serve() -> Result<(), SetupError> {
+    let mut poller = Poller::new().attempt(|| "make an epoll instance".into())?;
+    // The host's next request comes while the guest is prepared, and so does what the host does before it.
+    let mut transport = Transport::vsock()?;
+    let control = Control::greeting_at_once(&mut transport, &mut poller)
+        .attempt(|| "wait for the host".into())?;
     raise_open_files_limit();
-    let poller = Poller::new().attempt(|| "make an epoll instance".into())?;
     let children = SignalPipe::new(&[libc::SIGCHLD]).attempt(|| "watch for children".into())?;
     let container = prepare().and_then(|root| Container::prepare(&root, &poller));
     if let Err(error) = &container {
         // It goes to the host too, if that can be reached.
         eprintln!("agent: {}", chain(error));
     }
-    let mut supervisor = Supervisor::new(poller, Transport::vsock()?, children, container)?;
+    let mut supervisor = Supervisor::new(poller, (transport, control), children, container)?;
     supervisor.own_the_machine()?;
     supervisor.serve().attempt(|| "wait for events".into())
 }

@@ -14,6 +14,9 @@ pub enum HostMessage {
     /// golden, and is answered with [`GuestMessage::Renewed`] or [`GuestMessage::Failed`]. After
     /// a failure every `Renew` and `Start` is refused, and a frozen container stays frozen.
     Renew(Box<Identity>),
+    /// This guest is the one that the host knew on the stream before: no snapshot lies between the two, so what was
+    /// renewed on that is renewed still. Not answered, and ignored by a guest that was never renewed.
+    Continue,
     /// Start the container. Sent once; a second one is refused with [`GuestMessage::Failed`], and so is
     /// one that does not follow a [`Renew`](Self::Renew) on the same stream: a snapshot may lie between
     /// two streams.

@@ -50,11 +50,8 @@ pub async fn run(workers: &WorkerHost, paths: &Paths, plan: Plan) -> anyhow::Res
     let mut verdict = Ok(());
     let (json, text) = match plan.measure {
         Measure::ColdBoot { count } => {
-            let series = cold_boot::measure(workers, count).await?;
-            (
-                cold_boot::json(&series),
-                series.text("launch to agent ready"),
-            )
+            let report = cold_boot::measure(workers, count).await?;
+            (report.json(), report.text())
         }
         Measure::Fork(plan) => {
             let report = fork::measure(workers, paths, plan).await?;

@@ -72,6 +72,15 @@ impl Run {
         })
     }
 
+    /// Until the agent has said its first word.
+    pub async fn until_answered(&mut self) -> anyhow::Result<Sample> {
+        self.until("does not answer", |event| {
+            matches!(event, WorkerEvent::Booted { .. })
+        })
+        .await?;
+        Ok(self.sample.clone())
+    }
+
     /// Until the agent has answered that the guest is a guest of its own.
     pub async fn until_renewed(&mut self) -> anyhow::Result<Sample> {
         self.until("is not renewed", |event| {

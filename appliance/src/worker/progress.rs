@@ -19,9 +19,9 @@ use super::spec::ForkPoint;
 
 /// From the start of a guest to its agent's first word. Sized for an emulated host that boots many.
 const HELLO_LIMIT: Duration = Duration::from_secs(120);
-/// The agent answers within milliseconds; the same slow host needs longer.
-const RENEW_LIMIT: Duration = Duration::from_secs(30);
-const FREEZE_LIMIT: Duration = Duration::from_secs(30);
+/// A guest that was booted mounts its disks before it answers; the same slow host needs as long for that.
+const RENEW_LIMIT: Duration = Duration::from_secs(120);
+const FREEZE_LIMIT: Duration = Duration::from_secs(120);
 
 /// What is to be done with a guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -243,9 +243,7 @@ impl Progress {
     fn on_renewing(&mut self, message: GuestMessage) -> Vec<Act> {
         match message {
             GuestMessage::Renewed => self.on_renewed(),
-            GuestMessage::Failed { message } => {
-                self.fail(format!("The guest could not take its identity: {message}"))
-            }
+            GuestMessage::Failed { message } => self.fail(format!("The guest failed: {message}")),
             GuestMessage::Started { .. } if self.script.frozen => {
                 self.started = true;
                 Vec::new()
@@ -299,7 +297,9 @@ impl Progress {
                 vec![Act::Tell(Told::Held)]
             }
             GuestMessage::Output { stream, line } => vec![Act::Keep(stream, line)],
-            GuestMessage::Hello { version, .. } => vec![Act::Heard { version }],
+            GuestMessage::Hello { version, .. } if self.stage == Stage::Running => {
+                vec![Act::Heard { version }]
+            }
             other => self.on_end(other),
         }
     }

@@ -150,10 +150,7 @@ impl Supervisor {
                     self.tell(told).await;
                     Ok(())
                 }
-                Act::Heard { version } => {
-                    self.on_heard(deadlines, version).await;
-                    Ok(())
-                }
+                Act::Heard { version } => self.on_heard(deadlines, version).await,
                 Act::Keep(stream, line) => {
                     self.shared.output.push(stream, &line);
                     Ok(())
@@ -266,13 +263,16 @@ impl Supervisor {
     }
 
     /// What an agent of another version cannot do is refused where it is asked for; everything else goes on.
-    async fn on_heard(&mut self, deadlines: &mut Deadlines, version: u16) {
+    async fn on_heard(&mut self, deadlines: &mut Deadlines, version: u16) -> Result<(), String> {
         tracing::debug!(worker = %self.id, version, "Agent is there again");
         self.shared.version.store(version, Ordering::Relaxed);
+        // Its stream broke, and that is what a fork sees, too.
+        self.send(&HostMessage::Continue)?;
         if let Some(grace) = self.stop_when_heard.take() {
             deadlines.kill = None;
             self.on_stop(deadlines, grace).await;
         }
+        Ok(())
     }
 
     async fn on_stop(&mut self, deadlines: &mut Deadlines, grace: Duration) {

@@ -86,7 +86,7 @@ impl Blank {
 
     fn boot(self, spec: &WorkerSpec, files: [File; 4]) -> Result<(Vm, Steps), String> {
         let [kernel, initramfs, root, scratch] = files;
-        let vm = Vm::start(VmConfig {
+        let (vm, steps) = Vm::start(VmConfig {
             machine: self.machine,
             memory: None,
             mem_mib: spec.mem_mib,
@@ -99,7 +99,7 @@ impl Blank {
             console: self.console,
         })
         .map_err(|error| chain(&error))?;
-        Ok((vm, Vec::new()))
+        Ok((vm, steps.0))
     }
 
     fn restore(

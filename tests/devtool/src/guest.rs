@@ -10,6 +10,9 @@ use crate::cache::{self, Cache};
 use crate::workspace::Workspace;
 use crate::{command, initramfs, kernel, packages, worker};
 
+/// See the root's `Cargo.toml`.
+const AGENT_PROFILE: &str = "agent";
+
 /// `cargo dev guest`
 pub fn run(workspace: &Workspace) -> Result<ExitCode> {
     let cache = Cache::open()?;
@@ -31,11 +34,13 @@ pub fn build(workspace: &Workspace, cache: &Cache) -> Result<Vec<PathBuf>> {
     command::shown(workspace.cargo().args([
         "build",
         "--quiet",
-        "--release",
+        "--profile",
+        AGENT_PROFILE,
         "--package",
         "agent",
     ]))?;
-    let initramfs = initramfs::ensure(workspace, cache, &workspace.release_program("agent"))?;
+    let agent = workspace.program(AGENT_PROFILE, "agent");
+    let initramfs = initramfs::ensure(workspace, cache, &agent)?;
     let folder = workspace.guest();
     fs::create_dir_all(&folder).with_context(|| format!("Cannot create {}", folder.display()))?;
     let mut placed = Vec::new();

@@ -10,6 +10,7 @@
 //! | [`restore`] | goes on where a saved microVM stopped |
 //! | `idle` | threads made ahead |
 //! | [`handle`] | stops, pauses and resumes from any thread |
+//! | `steps` | where the time of a start or a restore went |
 //! | [`save`] | writes a paused microVM to files |
 
 pub mod handle;
@@ -17,6 +18,7 @@ mod idle;
 pub mod restore;
 pub mod save;
 pub mod start;
+mod steps;
 
 use std::fmt;
 use std::sync::Arc;
@@ -25,9 +27,10 @@ use std::sync::mpsc::{self, Receiver, Sender};
 use kvm_ioctls::VcpuFd;
 
 pub use handle::VmHandle;
-pub use restore::{RestoreError, RestoreSteps};
+pub use restore::RestoreError;
 pub use save::{SaveError, SnapshotFiles};
 pub use start::StartError;
+pub use steps::Steps;
 
 use crate::devices::event_loop::EventLoop;
 use crate::machine::Threads;

@@ -13,12 +13,12 @@
 use std::fs::File;
 use std::io;
 use std::ops::Range;
-use std::time::{Duration, Instant};
 
 use kvm_bindings::kvm_clock_data;
 use kvm_ioctls::{VcpuFd, VmFd};
 
 use super::start::{GenerationError, install_kick, write_generation};
+use super::steps::{Steps, Stopwatch};
 use super::{Machine, ThreadError, Vm};
 use crate::config::{ConfigError, FirstPages, RestoreConfig};
 use crate::devices::lock;
@@ -80,34 +80,9 @@ pub enum RestoreError {
     Thread { source: ThreadError },
 }
 
-/// Where the time of a restore went: steps in order, without gaps.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct RestoreSteps(pub Vec<(&'static str, Duration)>);
-
-/// Measures steps.
-struct Stopwatch {
-    last: Instant,
-    steps: RestoreSteps,
-}
-
-impl Stopwatch {
-    fn start() -> Self {
-        Self {
-            last: Instant::now(),
-            steps: RestoreSteps(Vec::new()),
-        }
-    }
-
-    fn done(&mut self, step: &'static str) {
-        let now = Instant::now();
-        self.steps.0.push((step, now - self.last));
-        self.last = now;
-    }
-}
-
 impl Vm {
     /// Brings a saved guest back. It runs when this returns.
-    pub fn restore(config: RestoreConfig) -> Result<(Self, RestoreSteps), RestoreError> {
+    pub fn restore(config: RestoreConfig) -> Result<(Self, Steps), RestoreError> {
         let mut watch = Stopwatch::start();
         config
             .check()

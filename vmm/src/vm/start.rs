@@ -7,6 +7,7 @@ use kvm_ioctls::VcpuFd;
 use rustix::rand::GetRandomFlags;
 use vm_memory::{Bytes, GuestAddress};
 
+use super::steps::{Steps, Stopwatch};
 use super::{Machine, ThreadError, Vm};
 use crate::boot::{acpi, cmdline, initrd, kernel, long_mode, params};
 use crate::config::{ConfigError, VmConfig};
@@ -50,8 +51,9 @@ pub enum StartError {
 }
 
 impl Vm {
-    /// Starts the guest.
-    pub fn start(config: VmConfig) -> Result<Self, StartError> {
+    /// Starts the guest. It runs when this returns; the steps end where it begins to.
+    pub fn start(config: VmConfig) -> Result<(Self, Steps), StartError> {
+        let mut watch = Stopwatch::start();
         config
             .check()
             .map_err(|source| StartError::Config { source })?;
@@ -73,6 +75,7 @@ impl Vm {
             None => memory::own(mem_mib),
         };
         let memory = memory.map_err(|source| StartError::Memory { source })?;
+        watch.done("memory");
         let devices = wiring::Devices {
             blocks,
             vsock,
@@ -81,7 +84,9 @@ impl Vm {
         };
         let (wired, event_loop) = wiring::connect(&mut blank, &memory, devices)
             .map_err(|source| StartError::Devices { source })?;
+        watch.done("devices");
         let entry = load(&memory, mem_mib, &kernel, &initramfs, &cmdline)?;
+        watch.done("load");
         let slots: Vec<_> = (0..wired.transports.len()).map(wiring::slot).collect();
         acpi::write(&memory, vcpus, &slots).map_err(|source| StartError::Acpi { source })?;
         write_generation(&memory).map_err(|error| match error {
@@ -98,11 +103,13 @@ impl Vm {
         } = Machine::assemble(blank, wired, memory, vcpus)
             .map_err(|source| StartError::Kvm { source })?;
         set_up_vcpus(&machine, &vcpus, entry)?;
+        watch.done("vcpus");
         let vm = Self::launch(machine, vcpus, threads, event_loop, false)
             .map_err(|source| StartError::Thread { source })?;
+        watch.done("threads");
         // A guest that ended already is one that was started: `wait` tells.
         let _ = vm.handle().resume();
-        Ok(vm)
+        Ok((vm, watch.steps))
     }
 }
 

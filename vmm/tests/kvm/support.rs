@@ -11,8 +11,8 @@ use std::time::Duration;
 
 use tempfile::TempDir;
 use vmm::{
-    BlankMachine, BlockConfig, FirstPages, RestoreConfig, RestoreError, RestoreSteps,
-    SnapshotFiles, Vm, VmConfig, VmExit, VmHandle,
+    BlankMachine, BlockConfig, FirstPages, RestoreConfig, RestoreError, SnapshotFiles, Steps, Vm,
+    VmConfig, VmExit, VmHandle,
 };
 
 /// Nothing here takes a second on hardware; on an emulated CPU it may take some.
@@ -209,7 +209,7 @@ impl Guest {
             vsock: UnixListener::bind(dir.path().join("vsock.sock")).unwrap(),
             console: File::from(std::os::fd::OwnedFd::from(near)),
         };
-        let vm = Vm::start(config).unwrap();
+        let (vm, _) = Vm::start(config).unwrap();
         Self {
             vm,
             console: Console::collect(far),
@@ -307,7 +307,7 @@ impl Snapshot {
         &self,
         kvm: &File,
         blocks: Vec<BlockConfig>,
-    ) -> Result<(Guest, RestoreSteps), RestoreError> {
+    ) -> Result<(Guest, Steps), RestoreError> {
         let dir = tempfile::tempdir().unwrap();
         let (near, far) = UnixStream::pair().unwrap();
         let (vm, steps) = Vm::restore(RestoreConfig {

@@ -62,9 +62,11 @@ fn root() -> TempDir {
     tempfile::tempdir().unwrap()
 }
 
+/// As an agent does whose stream broke. The host says that the guest is what it was.
 fn say_hello(stream: &mut UnixStream, version: u16) {
     let uptime_us = 1;
     say(stream, &GuestMessage::Hello { version, uptime_us });
+    assert_eq!(hear(stream), HostMessage::Continue);
 }
 
 #[tokio::test]

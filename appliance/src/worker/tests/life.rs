@@ -275,7 +275,8 @@ async fn agent_that_comes_back_is_not_told_to_start_again() {
         let mut second = worker.control();
         hello(&mut second);
         say(&mut second, &GuestMessage::Started { pid: 1 });
-        // The next thing it hears is the end.
+        // It hears that it is no fork, and then the end.
+        assert_eq!(hear(&mut second), HostMessage::Continue);
         assert_eq!(hear(&mut second), HostMessage::Stop { grace_ms: 0 });
         let id = worker.id;
         drop((second, worker));

@@ -5,7 +5,8 @@
 //!
 //! What is compared:
 //! - boot: from the start of the peer's process to the first byte of its guest's first process; ours from the launch of a worker without
-//!   a spare to the agent's answer, after the guest has got its identity.
+//!   a spare to the first word of its agent, which is the first process there. When ours is renewed (its disks mounted, its container
+//!   prepared, its identity its own), for which there is nothing to compare at the peer, is printed beside it.
 //! - restore: from the start of the peer's process over loading and resuming to the first byte of its guest; ours from the launch of a
 //!   fork to the agent's first word. Neither guest has an identity of its own by then; how long ours takes to get one is printed beside.
 //!   With workers made ahead, as the service has them, and without.
@@ -55,6 +56,7 @@ pub struct Comparison {
     peer_boot: Vec<f64>,
     peer_restore: Vec<f64>,
     boot: Vec<f64>,
+    boot_renewed: Vec<f64>,
     fork: Vec<f64>,
     fork_renewed: Vec<f64>,
     fork_without_spare: Vec<f64>,
@@ -99,6 +101,7 @@ impl Comparison {
             peer_boot: series("peerBoot")?,
             peer_restore: series("peerRestore")?,
             boot: series("boot")?,
+            boot_renewed: series("bootRenewed")?,
             fork: series("fork")?,
             fork_renewed: series("forkRenewed")?,
             fork_without_spare: series("forkWithoutSpare")?,
@@ -116,7 +119,8 @@ impl Comparison {
     pub fn notes(&self) -> Vec<String> {
         let mut notes: Vec<String> = [
             ("peer, process start to guest init", &self.peer_boot),
-            ("ours, process start to agent renewed", &self.boot),
+            ("ours, process start to agent's answer", &self.boot),
+            ("ours, process start to agent renewed", &self.boot_renewed),
             (
                 "peer, process start, load, resume to guest output",
                 &self.peer_restore,
@@ -139,14 +143,24 @@ impl Comparison {
         })
         .collect();
         let ratios = [
-            ("a fork until it is renewed", &self.fork_renewed),
+            (
+                "a boot until it is renewed",
+                &self.boot_renewed,
+                &self.peer_boot,
+            ),
+            (
+                "a fork until it is renewed",
+                &self.fork_renewed,
+                &self.peer_restore,
+            ),
             (
                 "a fork that has to wait for its process",
                 &self.fork_without_spare,
+                &self.peer_restore,
             ),
         ];
-        for (what, times) in ratios {
-            if let Ok(ratio) = ratio(times, &self.peer_restore) {
+        for (what, times, peer) in ratios {
+            if let Ok(ratio) = ratio(times, peer) {
                 notes.push(format!("{what} is {ratio:.2} of the peer's"));
             }
         }
@@ -159,11 +173,12 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     let folder = tempfile::tempdir().context("Cannot make a folder")?;
     let peer = Peer::new(&arguments.firecracker, &arguments.kernel, folder.path())?;
     peer.save().context("The peer could not save a snapshot")?;
-    let mut series = [const { Vec::new() }; 6];
+    let mut series = [const { Vec::new() }; 7];
     let [
         peer_boot,
         peer_restore,
         boot,
+        boot_renewed,
         fork,
         fork_renewed,
         fork_without_spare,
@@ -174,6 +189,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         }
         let booted = ours(&["cold-boot", "--count", "2", "--spares", "0"])?;
         boot.extend(values(&booted, "/values")?);
+        boot_renewed.extend(values(&booted, "/renewed/values")?);
         for _ in 0..RESTORES {
             peer_restore.push(millis(peer.restore()?));
         }
@@ -187,6 +203,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         "peerBoot": peer_boot,
         "peerRestore": peer_restore,
         "boot": boot,
+        "bootRenewed": boot_renewed,
         "fork": fork,
         "forkRenewed": fork_renewed,
         "forkWithoutSpare": fork_without_spare,
@@ -247,6 +264,7 @@ mod tests {
             "peerBoot": [200.0, 100.0, 300.0],
             "peerRestore": [50.0],
             "boot": [150.0, 90.0],
+            "bootRenewed": [160.0],
             "fork": [20.0, 30.0, 25.0],
             "forkRenewed": [30.0],
             "forkWithoutSpare": [40.0],
