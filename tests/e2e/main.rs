@@ -8,6 +8,7 @@ mod audit;
 mod auth;
 mod bad_input;
 mod doctor;
+mod drain;
 mod first_light;
 mod forks_clock;
 mod forks_golden;
@@ -51,5 +52,6 @@ fn main() -> ExitCode {
         sources::TESTS,
         lifecycle::TESTS,
         restart::TESTS,
+        drain::TESTS,
     ])
 }

@@ -4,6 +4,7 @@
 //! `Microsoft.App/sessionPools`; images, goldens, tokens and health are our own.
 
 mod changes;
+mod drain;
 mod goldens;
 mod images;
 mod inside;
@@ -130,6 +131,11 @@ impl Admin {
                     body: None,
                 })
             }
+            "/drain" => match *allow(&request, &[Method::GET, Method::POST, Method::DELETE])? {
+                Method::POST => self.drain(&read_json(request).await?).await,
+                Method::DELETE => self.end_drain().await,
+                _ => Ok(Reply::ok(self.draining().await)),
+            },
             "/tokens" => {
                 allow(&request, &[Method::POST])?;
                 self.create_token(&read_json(request).await?)

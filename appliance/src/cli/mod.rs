@@ -6,6 +6,7 @@
 mod args;
 mod bench;
 mod client;
+mod drain;
 mod exec;
 mod golden;
 mod greedy;
@@ -68,6 +69,7 @@ fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
             run_warden(config, Task::Serve)
         }
         Command::Stop(command) => stop::stop(&command),
+        Command::Drain(command) => drain::drain(&command),
         Command::Bench(command) => bench::run(command),
         Command::Doctor { json } => {
             let report = doctor::Report::make();

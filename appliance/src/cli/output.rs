@@ -1,10 +1,15 @@
 //! Answers on stdout: JSON for programs, aligned text for people.
 
-use std::io::Write as _;
+use std::io::{self, IsTerminal as _, Write as _};
+use std::time::Duration;
 
+use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
 use crate::exit::{Exit, Failure};
+
+/// How often the line moves.
+const TICK: Duration = Duration::from_millis(100);
 
 /// Prints `value` as JSON, or what `text` makes of it.
 pub fn print<T: Serialize>(
@@ -23,6 +28,20 @@ pub fn print<T: Serialize>(
         .write_all(text.as_bytes())
         .and_then(|()| stdout.flush())
         .map_err(|error| Failure::of(Exit::Failed, &error))
+}
+
+/// A line on stderr that says what is waited for, where somebody watches.
+pub fn spinner() -> ProgressBar {
+    if !io::stderr().is_terminal() {
+        return ProgressBar::hidden();
+    }
+    let style = ProgressStyle::with_template("{spinner} {msg} {elapsed}");
+    let progress = ProgressBar::new_spinner();
+    progress.enable_steady_tick(TICK);
+    match style {
+        Ok(style) => progress.with_style(style),
+        Err(_) => progress,
+    }
 }
 
 /// Columns as wide as their longest cell, two blanks between them.

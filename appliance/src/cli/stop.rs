@@ -1,11 +1,10 @@
 //! `cabana stop`: the end of the appliance with its sessions, or of what one has left behind.
 
-use std::io::{self, IsTerminal as _};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use http::Method;
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::ProgressBar;
 use serde_json::json;
 
 use super::args::Stop;
@@ -20,12 +19,11 @@ const ANSWER_LIMIT: Duration = Duration::from_secs(60);
 /// How long it may take to end: what the warden gives it before it kills, and the killing.
 const END_LIMIT: Duration = Duration::from_secs(40);
 const PAUSE: Duration = Duration::from_millis(50);
-const TICK: Duration = Duration::from_millis(100);
 
 pub fn stop(stop: &Stop) -> Result<Exit, Failure> {
     let root = &stop.connection.root;
     let paths = Paths::under(root).map_err(|error| Failure::of(Exit::Usage, &error))?;
-    let progress = progress();
+    let progress = output::spinner();
     let ended = end(root, &paths, &progress);
     progress.finish_and_clear();
     let (ran, left) = ended?;
@@ -84,19 +82,6 @@ fn failure(error: &LeftoverError) -> Failure {
         Exit::Failed
     };
     Failure::of(exit, error)
-}
-
-fn progress() -> ProgressBar {
-    if !io::stderr().is_terminal() {
-        return ProgressBar::hidden();
-    }
-    let style = ProgressStyle::with_template("{spinner} {msg} {elapsed}");
-    let progress = ProgressBar::new_spinner();
-    progress.enable_steady_tick(TICK);
-    match style {
-        Ok(style) => progress.with_style(style),
-        Err(_) => progress,
-    }
 }
 
 #[cfg(test)]

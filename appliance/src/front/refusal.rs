@@ -19,6 +19,8 @@ use crate::pool::launcher::{StartFailure, StartFailureCause};
 pub const ERROR_CODE_HEADER: HeaderName = HeaderName::from_static("x-ms-error-code");
 /// Names this one operation in answers and logs.
 pub const OPERATION_ID_HEADER: HeaderName = HeaderName::from_static("operation-id");
+/// When to come again to a host that is being emptied: only its operator knows how long that takes.
+const DRAINING_RETRY: Duration = Duration::from_secs(10);
 
 /// The stable word for what went wrong.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,6 +49,7 @@ pub enum Code {
     SessionPoolGoldenFailed,
     SessionUnreachable,
     HostCapacityReached,
+    HostDraining,
     SessionStartFailed,
     SessionPoolClosing,
     SessionStartTimeout,
@@ -55,7 +58,7 @@ pub enum Code {
 impl Code {
     /// Every code.
     #[cfg(test)]
-    pub const ALL: [Self; 29] = [
+    pub const ALL: [Self; 30] = [
         Self::SessionRequestValidationFailed,
         Self::SessionRequestNotSupported,
         Self::SessionWithIdentifierNotFound,
@@ -82,6 +85,7 @@ impl Code {
         Self::SessionPoolGoldenFailed,
         Self::SessionUnreachable,
         Self::HostCapacityReached,
+        Self::HostDraining,
         Self::SessionStartFailed,
         Self::SessionPoolClosing,
         Self::SessionStartTimeout,
@@ -110,6 +114,7 @@ impl Code {
             Self::SessionPoolGoldenFailed => "SessionPoolGoldenFailed",
             Self::SessionUnreachable => "SessionUnreachable",
             Self::HostCapacityReached => "HostCapacityReached",
+            Self::HostDraining => "HostDraining",
             Self::SessionStartFailed => "SessionStartFailed",
             Self::SessionPoolClosing => "SessionPoolClosing",
             Self::SessionStartTimeout => "SessionStartTimeout",
@@ -138,9 +143,10 @@ impl Code {
                 StatusCode::INTERNAL_SERVER_ERROR
             }
             Self::SessionUnreachable => StatusCode::BAD_GATEWAY,
-            Self::HostCapacityReached | Self::SessionStartFailed | Self::SessionPoolClosing => {
-                StatusCode::SERVICE_UNAVAILABLE
-            }
+            Self::HostCapacityReached
+            | Self::HostDraining
+            | Self::SessionStartFailed
+            | Self::SessionPoolClosing => StatusCode::SERVICE_UNAVAILABLE,
             Self::SessionStartTimeout => StatusCode::GATEWAY_TIMEOUT,
         }
     }
@@ -268,6 +274,11 @@ impl From<Denied> for Refusal {
             Denied::NotRecorded => {
                 Self::new(Code::InternalError, "The session could not be recorded")
             }
+            Denied::Draining => Self::new(
+                Code::HostDraining,
+                "This host is being emptied and begins no new sessions",
+            )
+            .retry_after(DRAINING_RETRY),
             Denied::Closing => Self::new(
                 Code::SessionPoolClosing,
                 "The pool is being deleted or the appliance is stopping",

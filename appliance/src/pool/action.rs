@@ -69,6 +69,8 @@ pub enum Denied {
     StartFailed(StartFailure),
     /// The store could not be told, so nobody may be.
     NotRecorded,
+    /// An operator empties the host: nobody gets a new session for now.
+    Draining,
     /// The pool is being deleted, or the appliance stops.
     Closing,
 }
@@ -82,6 +84,8 @@ pub enum EndReason {
     MaxAlive,
     /// Somebody ordered it.
     Stopped,
+    /// An operator empties the host.
+    HostDrains,
     /// Its pool was deleted, or the appliance stops.
     Closing,
     /// The store did not take its record.

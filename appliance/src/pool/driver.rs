@@ -21,7 +21,7 @@ use super::action::{Action, Denied, EndReason, Life, Limits};
 use super::attendant::{Attendant, Order, Report};
 use super::budget::{Budget, Reservation};
 use super::clock::Clock;
-use super::handle::{Hold, Lease, Message};
+use super::handle::{Drain, Hold, Lease, Message};
 use super::inherit::Legacy;
 use super::launcher::{Launcher, StartOrder, Urgency};
 use super::names::FingerprintKey;
@@ -190,8 +190,9 @@ impl Driver {
                 }
             }
             Message::Released(slot) => {
-                self.table.released(slot, now);
+                let actions = self.table.released(slot, now);
                 self.note_use(slot);
+                return actions;
             }
             Message::Session { identifier, answer } => {
                 let _ = answer.send(self.view(&identifier, now));
@@ -209,6 +210,12 @@ impl Driver {
             Message::Close(done) => {
                 self.closing.push(done);
                 return self.table.close(now);
+            }
+            Message::Drain(Drain::Begin) => return self.table.begin_drain(now),
+            Message::Drain(Drain::Hurry) => return self.table.hurry_drain(now),
+            Message::Drain(Drain::End) => return self.table.end_drain(now),
+            Message::InUse(answer) => {
+                let _ = answer.send(self.table.slots_in_use());
             }
             // Taken where messages are received.
             Message::Detach(_) => {}

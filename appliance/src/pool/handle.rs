@@ -46,6 +46,17 @@ impl Drop for Hold {
     }
 }
 
+/// How a pool empties itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Drain {
+    /// It begins no session, and sessions end when nobody uses them.
+    Begin,
+    /// Those that are in use end, too.
+    Hurry,
+    /// It serves again as ever.
+    End,
+}
+
 /// What the driver is asked.
 pub(super) enum Message {
     Claim {
@@ -78,6 +89,9 @@ pub(super) enum Message {
     Status(oneshot::Sender<PoolStatus>),
     Update(Arc<PoolRecord>),
     Close(oneshot::Sender<()>),
+    Drain(Drain),
+    /// How many slots are in use.
+    InUse(oneshot::Sender<usize>),
     /// Stand still from now on, and leave everything as it is.
     Detach(oneshot::Sender<()>),
 }
@@ -193,6 +207,16 @@ impl PoolHandle {
     /// Ends every session and the driver. Returns when nothing is left.
     pub async fn close(&self) {
         self.ask(Message::Close).await;
+    }
+
+    /// Whether and how the pool empties itself.
+    pub fn drain(&self, how: Drain) {
+        let _ = self.messages.send(Message::Drain(how));
+    }
+
+    /// How many slots are in use, those that end included.
+    pub async fn slots_in_use(&self) -> usize {
+        self.ask(Message::InUse).await.unwrap_or_default()
     }
 
     /// Leaves slots and sessions to the appliance that comes next. From then on nobody is answered here.

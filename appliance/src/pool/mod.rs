@@ -21,6 +21,7 @@ mod action;
 mod adopt;
 mod attendant;
 mod clock;
+mod drain;
 mod driver;
 mod handle;
 mod inherit;
@@ -44,7 +45,7 @@ pub use action::Denied;
 pub use driver::Tools;
 pub use handle::{Lease, PoolHandle};
 pub use names::{FingerprintKey, IDENTIFIER_RULE, Identifier, POOL_NAME_RULE, PoolName};
-pub use registry::{PoolChangeError, Pools, Put};
+pub use registry::{Draining, PoolChangeError, Pools, Put};
 pub use upstream::{Connection, RequestBody, Upstream};
 pub use uses::Uses;
 

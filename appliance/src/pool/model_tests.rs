@@ -45,6 +45,10 @@ enum Step {
     /// The appliance dies, and another one goes on with what it finds. The bits say how far the one had come with what it was
     /// doing.
     Restart(u64),
+    /// An operator empties the host, has no patience any more, or lets it serve again.
+    Drain,
+    Hurry,
+    Undrain,
     Close,
 }
 
@@ -70,6 +74,9 @@ fn step() -> impl Strategy<Value = Step> {
         }),
         1 => (2..12_usize).prop_map(Step::Room),
         2 => proptest::num::u64::ANY.prop_map(Step::Restart),
+        2 => Just(Step::Drain),
+        1 => Just(Step::Hurry),
+        2 => Just(Step::Undrain),
     ]
 }
 
@@ -105,6 +112,7 @@ struct World {
     wanted: Uuid,
     room: usize,
     closed: bool,
+    emptying: bool,
 }
 
 impl World {
@@ -122,6 +130,7 @@ impl World {
             wanted: revision(1),
             room: usize::MAX,
             closed: false,
+            emptying: false,
         };
         let actions = world.table.tick(world.now);
         world.carry_out(actions);
@@ -145,7 +154,8 @@ impl World {
                     );
                     assert_eq!(
                         matches!(reason, EndReason::Superseded | EndReason::Surplus),
-                        seen.owner.is_none() && !matches!(reason, EndReason::Closing),
+                        seen.owner.is_none()
+                            && !matches!(reason, EndReason::Closing | EndReason::HostDrains),
                         "{reason:?} of {slot:?}"
                     );
                     seen.ending = true;
@@ -160,6 +170,10 @@ impl World {
 
     fn on_fill(&mut self, slot: SlotId, revision: Uuid) {
         assert!(!self.closed, "a closed pool starts nothing");
+        assert!(
+            !self.emptying,
+            "nothing is started on a host that is emptied"
+        );
         assert!(revision == self.active || revision == self.wanted);
         if self.slots.len() >= self.room {
             let shortage = Shortage {
@@ -188,6 +202,10 @@ impl World {
     }
 
     fn on_bind(&mut self, slot: SlotId, identifier: Identifier) {
+        assert!(
+            !self.emptying,
+            "a session is begun on a host that is emptied"
+        );
         let others = self.slots.values();
         let taken = others.filter(|seen| seen.owner.as_ref() == Some(&identifier));
         assert_eq!(taken.count(), 0, "two slots for one identifier");
@@ -248,9 +266,10 @@ impl World {
                     let seen = self.slot(slot);
                     seen.open -= 1;
                     seen.last_used = now;
-                    self.table.released(slot, now);
+                    self.table.released(slot, now)
+                } else {
+                    Vec::new()
                 }
-                Vec::new()
             }
             Step::Ready(n) => self.on_slot(
                 n,
@@ -303,6 +322,15 @@ impl World {
                 Vec::new()
             }
             Step::Restart(chances) => return self.restart(chances),
+            Step::Drain => {
+                self.emptying = true;
+                self.table.begin_drain(now)
+            }
+            Step::Hurry => self.table.hurry_drain(now),
+            Step::Undrain => {
+                self.emptying = false;
+                self.table.end_drain(now)
+            }
             Step::Close => {
                 self.closed = true;
                 self.table.close(now)
@@ -365,6 +393,7 @@ impl World {
             self.recorded = self.active;
         }
         self.active = self.recorded;
+        self.emptying = false;
         let (mut sessions, mut ready) = (Vec::new(), Vec::new());
         for seen in before.into_values().filter(|seen| !seen.ending) {
             match &seen.owner {
@@ -432,6 +461,14 @@ impl World {
         };
         assert_eq!(self.table.leased, count(Slot::Leased));
         assert_eq!(self.table.draining, count(Slot::Draining));
+        if self.emptying {
+            let ends = |seen: &Seen| seen.ending || seen.open > 0 || is_binding(seen);
+            assert!(
+                self.slots.values().all(ends),
+                "nobody uses it, and it does not end: {:?}",
+                self.slots
+            );
+        }
         // Nobody waits while a slot is free for it.
         if self.table.active.ready() > 0 {
             for identifier in self.asked.values() {
@@ -495,6 +532,7 @@ proptest! {
         }
         // Nothing fails any more and nobody comes: what is to be ready is, and no more.
         world.room = usize::MAX;
+        world.apply(Step::Undrain);
         world.settle();
         let kept = world.limits.ready_sessions.min(world.limits.max_sessions);
         prop_assert!(world.asked.is_empty(), "{} callers were never answered", world.asked.len());
@@ -507,6 +545,29 @@ proptest! {
             world.apply(Step::Gone(0));
         }
         prop_assert_eq!(world.table.next_deadline(world.now), None);
+    }
+
+    #[test]
+    fn pool_that_is_emptied_at_any_time_is_empty_soon_and_fills_again(
+        steps in proptest::collection::vec(step(), 1..80)
+    ) {
+        let mut world = World::new();
+        for step in steps {
+            world.apply(step);
+        }
+        world.apply(Step::Drain);
+        world.apply(Step::Hurry);
+        while !world.slots.is_empty() {
+            world.apply(Step::Gone(0));
+        }
+        prop_assert!(world.asked.is_empty(), "{} callers were never answered", world.asked.len());
+        world.pass(LONG);
+        prop_assert!(world.slots.is_empty());
+        world.room = usize::MAX;
+        world.apply(Step::Undrain);
+        world.settle();
+        let kept = world.limits.ready_sessions.min(world.limits.max_sessions);
+        prop_assert_eq!(world.table.counts(world.active).ready as usize, kept);
     }
 
     #[test]

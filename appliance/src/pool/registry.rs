@@ -2,12 +2,14 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::time::Duration;
 
 use tokio::sync::watch;
+use tokio::task::AbortHandle;
 
 use super::budget::TooLarge;
 use super::driver::Tools;
-use super::handle::PoolHandle;
+use super::handle::{Drain, PoolHandle};
 use super::inherit::{Legacy, inherit};
 use super::launcher::PrepareFailure;
 use super::{PoolName, unix_millis};
@@ -29,6 +31,17 @@ struct Inner {
     pending: Mutex<HashMap<PoolName, Pending>>,
     /// Held while the launcher is told which pools there are, so that it hears it in order.
     telling: tokio::sync::Mutex<()>,
+    /// Only while the host is being emptied: the task that ends what is in use when its time has come.
+    draining: Mutex<Option<AbortHandle>>,
+}
+
+/// How far the host is with being emptied.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Draining {
+    /// Whether it is being emptied, or is empty and begins nothing.
+    pub is_on: bool,
+    /// Slots of all pools, whatever is in them.
+    pub slots_in_use: usize,
 }
 
 struct Pending {
@@ -90,6 +103,7 @@ impl Pools {
             changes: Mutex::default(),
             pending: Mutex::default(),
             telling: tokio::sync::Mutex::default(),
+            draining: Mutex::default(),
         };
         let pools = Self {
             inner: Arc::new(inner),
@@ -113,7 +127,12 @@ impl Pools {
         let tools = self.inner.tools.clone();
         let handle = PoolHandle::start(Arc::clone(&record), serving, legacies, tools);
         let (name, mut active) = (record.name.clone(), handle.active());
-        self.insert(Entry { record, handle });
+        let entry = Entry { record, handle };
+        self.insert(entry.clone());
+        // Looked at when it is in the map: who begins to drain later finds it there.
+        if self.lock_draining().is_some() {
+            entry.handle.drain(Drain::Begin);
+        }
         let inner = Arc::downgrade(&self.inner);
         tokio::spawn(async move {
             while active.changed().await.is_ok() {
@@ -235,20 +254,69 @@ impl Pools {
         self.inner.tools.uses.write().await;
     }
 
+    /// Empties the host: no session is begun, sessions end when nobody uses them, and those that are used still after `timeout` end
+    /// then. Until [`end_drain`](Self::end_drain); said again, the new timeout holds.
+    pub fn drain(&self, timeout: Duration) {
+        let inner = Arc::downgrade(&self.inner);
+        let hurry = tokio::spawn(async move {
+            tokio::time::sleep(timeout).await;
+            if let Some(inner) = inner.upgrade() {
+                Self { inner }.tell_all(Drain::Hurry);
+            }
+        });
+        if let Some(earlier) = self.lock_draining().replace(hurry.abort_handle()) {
+            earlier.abort();
+        }
+        self.tell_all(Drain::Begin);
+    }
+
+    /// Serves again as ever.
+    pub fn end_drain(&self) {
+        if let Some(hurry) = self.lock_draining().take() {
+            hurry.abort();
+        }
+        self.tell_all(Drain::End);
+    }
+
+    /// How far the host is with being emptied.
+    pub async fn draining(&self) -> Draining {
+        let mut slots_in_use = 0;
+        for handle in self.handles() {
+            slots_in_use += handle.slots_in_use().await;
+        }
+        Draining {
+            is_on: self.lock_draining().is_some(),
+            slots_in_use,
+        }
+    }
+
+    fn tell_all(&self, how: Drain) {
+        for handle in self.handles() {
+            handle.drain(how);
+        }
+    }
+
+    fn lock_draining(&self) -> MutexGuard<'_, Option<AbortHandle>> {
+        let draining = &self.inner.draining;
+        draining.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn handles(&self) -> Vec<PoolHandle> {
+        let pools = self
+            .inner
+            .pools
+            .read()
+            .unwrap_or_else(PoisonError::into_inner);
+        pools.values().map(|entry| entry.handle.clone()).collect()
+    }
+
     /// Does something with every pool, with all at once.
     async fn of_all<F>(&self, what: impl Fn(PoolHandle) -> F)
     where
         F: Future<Output = ()> + Send + 'static,
     {
-        let handles: Vec<_> = {
-            let pools = self
-                .inner
-                .pools
-                .read()
-                .unwrap_or_else(PoisonError::into_inner);
-            pools.values().map(|entry| entry.handle.clone()).collect()
-        };
-        let all: Vec<_> = handles
+        let all: Vec<_> = self
+            .handles()
             .into_iter()
             .map(|it| tokio::spawn(what(it)))
             .collect();
@@ -465,11 +533,10 @@ mod restart_tests;
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use uuid::Uuid;
 
     use super::*;
+    use crate::pool::Denied;
     use crate::pool::budget::{Budget, Size};
     use crate::pool::testing::{FakeLauncher, Plan};
     use crate::store::tests::pool as record;
@@ -580,6 +647,61 @@ mod tests {
         // Whoever changes the pool next waits for the first change.
         pools.delete(record("alpha").name).await.unwrap();
         assert_eq!(launcher.told().len(), 3);
+    }
+
+    /// Waits until no slot of any pool is in use.
+    async fn emptied(pools: &Pools) {
+        while pools.draining().await.slots_in_use > 0 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn drained_host_begins_nothing_in_old_and_new_pools_until_it_is_told_to() {
+        let launcher = FakeLauncher::mute();
+        let pools = Pools::open(launcher.tools()).await.unwrap();
+        pools.put(record("alpha")).await.unwrap();
+        let alpha = pools.get(&record("alpha").name).unwrap().1;
+        let lease = alpha.claim("user-1".parse().unwrap()).await.ok().unwrap();
+        pools.drain(Duration::from_secs(60));
+        pools.put(record("beta")).await.unwrap();
+        let beta = pools.get(&record("beta").name).unwrap().1;
+        for pool in [&alpha, &beta] {
+            let denied = pool.claim("user-2".parse().unwrap()).await.err();
+            assert_eq!(denied, Some(Denied::Draining));
+        }
+        tokio::time::sleep(Duration::from_secs(59)).await;
+        let busy = Draining {
+            is_on: true,
+            slots_in_use: 1,
+        };
+        assert_eq!(pools.draining().await, busy);
+        drop(lease);
+        emptied(&pools).await;
+        assert_eq!(launcher.alive(), 0);
+        pools.end_drain();
+        assert!(!pools.draining().await.is_on);
+        assert!(beta.claim("user-2".parse().unwrap()).await.is_ok());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn session_in_use_ends_when_the_time_of_the_drain_is_up_unless_it_was_cancelled() {
+        let launcher = FakeLauncher::mute();
+        let pools = Pools::open(launcher.tools()).await.unwrap();
+        pools.put(record("alpha")).await.unwrap();
+        let alpha = pools.get(&record("alpha").name).unwrap().1;
+        let _lease = alpha.claim("user-1".parse().unwrap()).await.ok().unwrap();
+        pools.drain(Duration::from_secs(60));
+        pools.end_drain();
+        tokio::time::sleep(Duration::from_secs(100)).await;
+        assert_eq!(launcher.alive(), 1);
+        // Said again, the last time holds.
+        pools.drain(Duration::from_secs(600));
+        pools.drain(Duration::from_secs(60));
+        tokio::time::sleep(Duration::from_secs(59)).await;
+        assert_eq!(launcher.alive(), 1);
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        launcher.wait_alive(0).await;
     }
 
     #[tokio::test]

@@ -1,7 +1,5 @@
 //! Pools that are opened again on what an earlier appliance has left.
 
-use std::time::Duration;
-
 use tokio::runtime::{Builder, Runtime};
 use uuid::Uuid;
 

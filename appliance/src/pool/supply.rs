@@ -42,7 +42,7 @@ impl Table {
 
     /// Starts what is wanted and has room.
     pub(super) fn fill(&mut self, now: Moment, actions: &mut Vec<Action>) {
-        if self.closing {
+        if self.closing || self.emptying {
             return;
         }
         let desired = self.desired.as_ref();
@@ -164,7 +164,7 @@ impl Table {
     /// When the next decision is due that depends on time alone. It stays due until [`tick`](Self::tick) has made it: whoever
     /// asks in between, at whatever time, does not make it be forgotten.
     pub(super) fn supply_deadline(&self, now: Moment) -> Option<Moment> {
-        if self.closing {
+        if self.closing || self.emptying {
             return None;
         }
         let refill = || {

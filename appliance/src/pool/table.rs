@@ -1,7 +1,7 @@
 //! All sessions and slots of one pool, as a pure state machine: what happened goes in, what must be
 //! done comes out. No clock, no task, no I/O: `driver.rs` brings those. What is started and what is
 //! given up is decided in `supply.rs`; what can be seen from outside is in `inspect.rs`; how one begins where an
-//! earlier one ended is in `adopt.rs`.
+//! earlier one ended is in `adopt.rs`, how it empties itself in `drain.rs`.
 //!
 //! ```text
 //! claim ─▶ session ─▶ answered
@@ -59,6 +59,8 @@ pub struct Table {
     pub(super) draining: usize,
     pub(super) next_slot: u64,
     pub(super) closing: bool,
+    /// Nobody gets a new session for now, see `drain.rs`.
+    pub(super) emptying: bool,
     pub(super) seed: u64,
     pub(super) sessions: HashMap<Identifier, Session>,
     /// Idle sessions, the longest idle first.
@@ -80,6 +82,7 @@ impl Table {
             draining: 0,
             next_slot: 0,
             closing: false,
+            emptying: false,
             seed,
             sessions: HashMap::new(),
             idle: BTreeSet::new(),
@@ -126,6 +129,9 @@ impl Table {
                 Joined::TooLate => held = true,
             }
         }
+        if self.emptying {
+            return deny(vec![ticket], &Denied::Draining);
+        }
         if self.queue.join(identifier, ticket) {
             return Vec::new();
         }
@@ -153,13 +159,14 @@ impl Table {
     }
 
     /// A request or stream of this slot ended.
-    pub fn released(&mut self, slot: SlotId, now: Moment) {
+    pub fn released(&mut self, slot: SlotId, now: Moment) -> Vec<Action> {
         let Some(session) = self.session_in(slot) else {
-            return;
+            return Vec::new();
         };
         session.release(now);
         let idle_since = session.idle_since();
         self.idle.extend(idle_since.map(|since| (since, slot)));
+        self.drain_if_idle(slot, now)
     }
 
     /// The container in this slot answers.
@@ -195,7 +202,9 @@ impl Table {
             ticket,
             answer: Ok(slot),
         };
-        answered.into_iter().map(answer).collect()
+        let mut actions: Vec<_> = answered.into_iter().map(answer).collect();
+        actions.extend(self.drain_if_idle(slot, now));
+        actions
     }
 
     /// The store did not take the record.
@@ -348,10 +357,18 @@ impl Table {
 
     /// Ends the session of a slot. Callers that wait for it asked for a session, not for this one: they
     /// get the next.
-    fn retire(&mut self, slot: SlotId, reason: EndReason, now: Moment, actions: &mut Vec<Action>) {
+    pub(super) fn retire(
+        &mut self,
+        slot: SlotId,
+        reason: EndReason,
+        now: Moment,
+        actions: &mut Vec<Action>,
+    ) {
         let waiting = self.end_session(slot);
         let owner = self.slots.get(&slot).and_then(|place| place.owner.clone());
-        if let Some(identifier) = owner
+        if self.emptying {
+            actions.extend(deny(waiting, &Denied::Draining));
+        } else if let Some(identifier) = owner
             && !waiting.is_empty()
         {
             self.queue.push(identifier, waiting, true);

@@ -802,3 +802,69 @@ fn identifier_has_one_session_also_when_two_are_said_to_be_left() {
     assert!(table.adopt_session(left(1, ONE, 991), at(1000)).is_none());
     assert_eq!(table.slots_in_use(), 1);
 }
+
+#[test]
+fn drain_gives_up_what_nobody_uses_and_lets_requests_finish() {
+    let mut table = stocked(4, 2);
+    claim(&mut table, 1, 10);
+    table.bound(SlotId(0), at(10));
+    assert_eq!(
+        table.begin_drain(at(20)),
+        [
+            drain(1, EndReason::HostDrains),
+            drain(2, EndReason::HostDrains)
+        ]
+    );
+    // Whoever has a session is served while it is in use, and nobody else is.
+    assert_eq!(claim(&mut table, 1, 21), [served(1, 0)]);
+    assert_eq!(claim(&mut table, 2, 21), [denied(2, Denied::Draining)]);
+    assert_eq!(table.released(SlotId(0), at(22)), []);
+    assert_eq!(
+        table.released(SlotId(0), at(23)),
+        [drain(0, EndReason::HostDrains)]
+    );
+    assert_eq!(claim(&mut table, 1, 24), [denied(1, Denied::Draining)]);
+    for slot in 0..3 {
+        assert_eq!(gone(&mut table, slot, 30), []);
+    }
+    assert_eq!(
+        (table.slots_in_use(), table.next_deadline(at(30))),
+        (0, None)
+    );
+    assert_eq!(table.end_drain(at(40)), [refill(3), refill(4)]);
+}
+
+#[test]
+fn callers_in_the_queue_of_a_pool_that_is_drained_are_told_so() {
+    let (mut table, _) = pool(4, 0);
+    assert_eq!(claim(&mut table, 1, 0), [urgent(0)]);
+    assert_eq!(
+        table.begin_drain(at(1)),
+        [denied(1, Denied::Draining), drain(0, EndReason::HostDrains)]
+    );
+}
+
+#[test]
+fn session_that_is_being_recorded_when_the_drain_begins_serves_its_callers_and_then_ends() {
+    let mut table = stocked(4, 1);
+    claim(&mut table, 1, 0);
+    table.begin_drain(at(1));
+    assert_eq!(table.bound(SlotId(0), at(2)), [served(1, 0)]);
+    assert_eq!(
+        table.released(SlotId(0), at(3)),
+        [drain(0, EndReason::HostDrains)]
+    );
+}
+
+#[test]
+fn drain_whose_time_is_up_ends_what_is_in_use() {
+    let mut table = stocked(4, 1);
+    claim(&mut table, 1, 0);
+    table.bound(SlotId(0), at(0));
+    table.begin_drain(at(1));
+    assert_eq!(table.hurry_drain(at(61)), [drain(0, EndReason::HostDrains)]);
+    assert_eq!(table.released(SlotId(0), at(62)), []);
+    // Without a drain there is nothing to hurry.
+    let mut table = stocked(4, 1);
+    assert_eq!(table.hurry_drain(at(1)), []);
+}

@@ -196,6 +196,37 @@ async fn socket_is_for_its_owner_and_replaces_one_that_was_left() {
 }
 
 #[tokio::test]
+async fn host_is_drained_until_it_is_told_to_serve_again() {
+    let office = Office::open().await;
+    let state = |draining: bool| json!({ "draining": draining, "slotsInUse": 0 });
+    assert_eq!(office.call("GET", "/drain", "").await, (200, state(false)));
+    for bad in [
+        "{}",
+        r#"{"timeoutSeconds":-1}"#,
+        r#"{"timeoutSeconds":86401}"#,
+    ] {
+        let (status, answer) = office.call("POST", "/drain", bad).await;
+        let code = &answer["error"]["code"];
+        assert_eq!(
+            (status, code),
+            (400, &json!("InvalidRequestContent")),
+            "{bad}"
+        );
+    }
+    assert!(!office.pools.draining().await.is_on);
+    let body = r#"{"timeoutSeconds":60}"#;
+    assert_eq!(
+        office.call("POST", "/drain", body).await,
+        (202, state(true))
+    );
+    assert_eq!(office.call("GET", "/drain", "").await, (200, state(true)));
+    assert_eq!(
+        office.call("DELETE", "/drain", "").await,
+        (200, state(false))
+    );
+}
+
+#[tokio::test]
 async fn pool_is_made_shown_listed_changed_and_deleted() {
     let office = Office::open().await;
     let path = format!("{GROUP}/alpha?api-version=2025-07-01");

@@ -43,6 +43,8 @@ pub enum Command {
     Serve(Serve),
     /// End the appliance with all its sessions, or what one has left behind
     Stop(Stop),
+    /// End all sessions as they become idle, and begin no new ones
+    Drain(Drain),
     /// Say whether this host can run guests, and what to change if not
     #[command(
         after_help = "Exit code 0: guests can run here. 1: they cannot, and the line says why."
@@ -114,6 +116,30 @@ pub struct Serve {
 Sessions end in order, and the command returns when nothing is left. When no appliance runs, it ends the workers \
 that one has left behind. Nothing to end is no failure.")]
 pub struct Stop {
+    #[command(flatten)]
+    pub connection: Connection,
+    #[arg(long, help = JSON_HELP)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  cabana drain
+  cabana drain --timeout 10m
+  cabana drain --cancel
+
+Requests with new identifiers are answered 503 HostDraining from then on, ready sessions are given up, idle ones end at \
+once, and those that are in use end with their last request, or when the time is up. The command returns when nothing is \
+left. The appliance stays up and begins no sessions until `--cancel`, or until it is started again.
+
+Exit code 0: nothing is left. 1: something is, and the line says how much.")]
+pub struct Drain {
+    /// How long sessions in use are left alone: a number with s, m, h or d, at most a day
+    #[arg(long, default_value = "60s", value_parser = values::duration_seconds)]
+    pub timeout: u64,
+    /// Begin sessions again
+    #[arg(long, conflicts_with = "timeout")]
+    pub cancel: bool,
     #[command(flatten)]
     pub connection: Connection,
     #[arg(long, help = JSON_HELP)]

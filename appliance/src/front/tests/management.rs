@@ -307,3 +307,16 @@ async fn host_without_room_is_told_apart_from_a_full_pool() {
     );
     assert!(got.headers.contains_key(header::RETRY_AFTER));
 }
+
+#[tokio::test]
+async fn host_that_is_drained_says_so_to_those_without_a_session_in_use() {
+    let door = Door::open(FakeLauncher::new(http_server(number))).await;
+    let (_, alpha) = door.pools.get(&"alpha".parse().unwrap()).unwrap();
+    let _held = in_time(alpha.claim("user-1".parse().unwrap())).await;
+    door.pools.drain(Duration::from_secs(600));
+    let got = door.get("/?identifier=user-1").await;
+    assert_eq!(got.status, StatusCode::OK);
+    let got = door.get("/?identifier=user-2").await;
+    assert_eq!(got.code(), "503 HostDraining");
+    assert!(got.headers.contains_key(header::RETRY_AFTER));
+}
