@@ -18,6 +18,7 @@ mod forks_unique;
 mod forwarding;
 mod guest_end;
 mod inside;
+mod kill_appliance;
 mod kill_images;
 mod kill_workers;
 mod lifecycle;
@@ -49,6 +50,7 @@ fn main() -> ExitCode {
         ready::TESTS,
         kill_workers::TESTS,
         kill_images::TESTS,
+        kill_appliance::TESTS,
         sources::TESTS,
         lifecycle::TESTS,
         restart::TESTS,

@@ -18,6 +18,8 @@ pub use host::Memory;
 const CGROUPS: &str = "/sys/fs/cgroup";
 /// Below a root.
 const DISKS: &str = "var/lib/cabana/disks";
+/// What the warden writes down of each process while it runs.
+const RECORDS: &str = "var/lib/cabana/warden";
 /// Where images and goldens are while they are made or removed.
 const UNFINISHED: [(&str, &[&str]); 2] = [
     ("var/lib/cabana/images/.tmp", &[""]),
@@ -104,7 +106,7 @@ impl Traces {
     }
 
     fn add_files(&mut self, root: &Path) {
-        for folder in ["run/cabana", DISKS] {
+        for folder in ["run/cabana", DISKS, RECORDS] {
             below(&root.join(folder), &mut |path| {
                 self.add("file", path.display());
             });
@@ -128,6 +130,15 @@ impl Traces {
     /// What is here and was not there before.
     pub fn since(&self, before: &Self) -> Vec<String> {
         self.0.difference(&before.0).cloned().collect()
+    }
+
+    /// What is half made or half removed.
+    pub fn unfinished(&self) -> Vec<String> {
+        let lines = self.0.iter();
+        lines
+            .filter(|line| line.starts_with("unfinished "))
+            .cloned()
+            .collect()
     }
 
     pub fn has(&self, process: &Process) -> bool {

@@ -1,8 +1,11 @@
 //! The pools of this appliance, by name.
 
+mod drain;
+
+pub use drain::Draining;
+
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
-use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
@@ -33,15 +36,6 @@ struct Inner {
     telling: tokio::sync::Mutex<()>,
     /// Only while the host is being emptied: the task that ends what is in use when its time has come.
     draining: Mutex<Option<AbortHandle>>,
-}
-
-/// How far the host is with being emptied.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Draining {
-    /// Whether it is being emptied, or is empty and begins nothing.
-    pub is_on: bool,
-    /// Slots of all pools, whatever is in them.
-    pub slots_in_use: usize,
 }
 
 struct Pending {
@@ -252,53 +246,6 @@ impl Pools {
         self.of_all(|handle| async move { handle.detach().await })
             .await;
         self.inner.tools.uses.write().await;
-    }
-
-    /// Empties the host: no session is begun, sessions end when nobody uses them, and those that are used still after `timeout` end
-    /// then. Until [`end_drain`](Self::end_drain); said again, the new timeout holds.
-    pub fn drain(&self, timeout: Duration) {
-        let inner = Arc::downgrade(&self.inner);
-        let hurry = tokio::spawn(async move {
-            tokio::time::sleep(timeout).await;
-            if let Some(inner) = inner.upgrade() {
-                Self { inner }.tell_all(Drain::Hurry);
-            }
-        });
-        if let Some(earlier) = self.lock_draining().replace(hurry.abort_handle()) {
-            earlier.abort();
-        }
-        self.tell_all(Drain::Begin);
-    }
-
-    /// Serves again as ever.
-    pub fn end_drain(&self) {
-        if let Some(hurry) = self.lock_draining().take() {
-            hurry.abort();
-        }
-        self.tell_all(Drain::End);
-    }
-
-    /// How far the host is with being emptied.
-    pub async fn draining(&self) -> Draining {
-        let mut slots_in_use = 0;
-        for handle in self.handles() {
-            slots_in_use += handle.slots_in_use().await;
-        }
-        Draining {
-            is_on: self.lock_draining().is_some(),
-            slots_in_use,
-        }
-    }
-
-    fn tell_all(&self, how: Drain) {
-        for handle in self.handles() {
-            handle.drain(how);
-        }
-    }
-
-    fn lock_draining(&self) -> MutexGuard<'_, Option<AbortHandle>> {
-        let draining = &self.inner.draining;
-        draining.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn handles(&self) -> Vec<PoolHandle> {
@@ -533,6 +480,8 @@ mod restart_tests;
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use uuid::Uuid;
 
     use super::*;

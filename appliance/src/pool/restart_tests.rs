@@ -1,5 +1,7 @@
 //! Pools that are opened again on what an earlier appliance has left.
 
+use std::time::Duration;
+
 use tokio::runtime::{Builder, Runtime};
 use uuid::Uuid;
 
