@@ -26,6 +26,7 @@ mod probes;
 mod ready;
 mod real_image;
 mod restart;
+mod service;
 mod sources;
 
 use std::process::ExitCode;
@@ -55,5 +56,6 @@ fn main() -> ExitCode {
         lifecycle::TESTS,
         restart::TESTS,
         drain::TESTS,
+        service::TESTS,
     ])
 }

@@ -16,6 +16,9 @@ const DEMO_DEFAULT: &str = "/demo.tar";
 /// An OCI archive of a Debian system with `python3`.
 const PYTHON_VARIABLE: &str = "CABANA_PYTHON_IMAGE";
 const PYTHON_DEFAULT: &str = "/python.tar";
+/// An archive of a Debian system with systemd.
+const SYSTEMD_VARIABLE: &str = "CABANA_SYSTEMD_ROOT";
+const SYSTEMD_DEFAULT: &str = "/systemd.tar";
 /// `1`: a host that cannot run guests is a failure and not a reason to skip.
 const REQUIRE_KVM_VARIABLE: &str = "CABANA_REQUIRE_KVM";
 /// `1`: the host is there for the tests alone, so that whatever is new on it is theirs.
@@ -44,6 +47,10 @@ pub fn demo_image() -> PathBuf {
 
 pub fn python_image() -> PathBuf {
     image(PYTHON_VARIABLE, PYTHON_DEFAULT)
+}
+
+pub fn systemd_root() -> PathBuf {
+    image(SYSTEMD_VARIABLE, SYSTEMD_DEFAULT)
 }
 
 fn image(variable: &str, default: &str) -> PathBuf {

@@ -7,6 +7,7 @@
 //! - `client`: HTTPS, HTTP/1.1 and HTTP/2, and the bare TLS stream for malformed requests.
 //! - `artifacts`: the binary and the images, named by the environment.
 //! - `process`, `traces`, `log`, `golden`: what can be seen of the appliance on the host.
+//! - `service`: a host with systemd, for the unit.
 //! - `audit`: the host before the first test and after the last one.
 //!
 //! Nothing here sleeps and hopes: everything waits for an event, or looks again and again where there is none, with a deadline that
@@ -22,6 +23,7 @@ pub mod harness;
 pub mod log;
 pub mod pool;
 pub mod process;
+pub mod service;
 pub mod traces;
 
 pub use appliance::TestAppliance;

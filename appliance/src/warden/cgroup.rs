@@ -16,8 +16,10 @@ use crate::worker::spec::WorkerSpec;
 const MOUNT: &str = "/sys/fs/cgroup";
 /// `CGROUP2_SUPER_MAGIC` of linux/magic.h.
 const CGROUP2_MAGIC: i64 = 0x6367_7270;
-/// Where warden and appliance live when they may not stay where they were started.
-const OWN_LEAF: &str = "appliance";
+/// Where systemd puts warden and appliance from 254 on (`DelegateSubgroup=` of the unit).
+const GIVEN_LEAF: &str = "appliance";
+/// Where they move themselves otherwise.
+const OWN_LEAF: &str = "warden";
 /// Where systemd runs the commands of a service that it has delegated a cgroup to (systemd, `docs/CGROUP_DELEGATION.md`).
 const CONTROL_LEAF: &str = ".control";
 /// The controllers that the children of a cgroup have.
@@ -70,10 +72,12 @@ impl Cgroups {
             return Err(CgroupError::NotVersion2);
         }
         let groups = match own_service() {
-            Some(base) => {
-                let own = base.join(OWN_LEAF);
-                make(&own)?;
-                write(&own.join("cgroup.procs"), &std::process::id().to_string())?;
+            Some(Service { base, given_leaf }) => {
+                if !given_leaf {
+                    let own = base.join(OWN_LEAF);
+                    make(&own)?;
+                    write(&own.join("cgroup.procs"), &std::process::id().to_string())?;
+                }
                 Self { base }
             }
             None => {
@@ -217,8 +221,15 @@ fn cpu_max(millis: u32) -> String {
     format!("{quota} {PERIOD_US}")
 }
 
-/// Our service's cgroup, if we are one and it is only ours.
-fn own_service() -> Option<PathBuf> {
+/// The cgroup of the service that we are.
+struct Service {
+    base: PathBuf,
+    /// We are in a leaf of it already.
+    given_leaf: bool,
+}
+
+/// Our service, if we are one and it is only ours.
+fn own_service() -> Option<Service> {
     let own = fs::read_to_string("/proc/self/cgroup").ok()?;
     let path = version_2_path(&own)?;
     let folder = Path::new(MOUNT).join(path);
@@ -226,9 +237,10 @@ fn own_service() -> Option<PathBuf> {
     let alone = procs
         .split_whitespace()
         .eq([std::process::id().to_string()]);
-    service_of(path)
-        .filter(|_| alone)
-        .map(|service| Path::new(MOUNT).join(service))
+    service_of(path).filter(|_| alone).map(|service| Service {
+        base: Path::new(MOUNT).join(service),
+        given_leaf: service != path,
+    })
 }
 
 /// The part of `/proc/<pid>/cgroup` that is about version 2, below the mount.
@@ -236,20 +248,21 @@ fn version_2_path(cgroups: &str) -> Option<&str> {
     cgroups.lines().find_map(|line| line.strip_prefix("0::/"))
 }
 
-/// The service that a process in this cgroup is of. systemd puts it into a leaf at once where it is told to (`DelegateSubgroup=`).
+/// The service that a process which has just started in this cgroup is of.
 fn service_of(path: &str) -> Option<&str> {
     let service = path
-        .strip_suffix(OWN_LEAF)
+        .strip_suffix(GIVEN_LEAF)
         .and_then(|path| path.strip_suffix('/'))
         .unwrap_or(path);
     service.ends_with(".service").then_some(service)
 }
 
-/// Lets a process into the service's own cgroup again, for the service manager that calls this before a start.
+/// Lets a process into the service's own cgroup again, for the service manager that calls this after each end of the service.
 ///
-/// Workers that were left sit in leaves below it, and a cgroup that passes controllers on takes no process in (`EBUSY`), while some
-/// versions of systemd put the main process there first. So nothing is passed on until the warden has moved into its leaf; it then sets
-/// all limits again. Not being called so is no error: there is nothing to do then.
+/// Workers that were left sit in leaves below it, and a cgroup that passes controllers on takes no process in (`EBUSY`), while systemd
+/// before 254 puts the next main process there first. So nothing is passed on until the next warden has moved into its leaf; it then sets
+/// all limits again. Not being called so is no error: there is nothing to do then, and neither is there where systemd knows a leaf to
+/// put the next one into.
 pub fn release() -> Result<(), CgroupError> {
     let path = Path::new("/proc/self/cgroup");
     let own = fs::read_to_string(path).map_err(|source| CgroupError::File {
@@ -257,16 +270,23 @@ pub fn release() -> Result<(), CgroupError> {
         path: path.to_owned(),
         source,
     })?;
-    let service = version_2_path(&own).and_then(service_of_control);
-    service.map_or(Ok(()), |service| {
-        pass_nothing_on(&Path::new(MOUNT).join(service))
-    })
+    match version_2_path(&own).and_then(service_of_control) {
+        Some(service) => release_service(&Path::new(MOUNT).join(service)),
+        None => Ok(()),
+    }
 }
 
 /// The service that a command of the service manager is run for: those have a leaf of their own next to the delegated ones.
 fn service_of_control(path: &str) -> Option<&str> {
     let service = path.strip_suffix(CONTROL_LEAF)?.strip_suffix('/')?;
     service.ends_with(".service").then_some(service)
+}
+
+fn release_service(folder: &Path) -> Result<(), CgroupError> {
+    if folder.join(GIVEN_LEAF).exists() {
+        return Ok(());
+    }
+    pass_nothing_on(folder)
 }
 
 fn pass_nothing_on(folder: &Path) -> Result<(), CgroupError> {
@@ -340,7 +360,7 @@ mod tests {
     fn service_is_found_from_its_own_cgroup_and_from_the_leaf_in_it() {
         let service = "system.slice/cabana.service";
         assert_eq!(service_of(service), Some(service));
-        let leaf = format!("{service}/{OWN_LEAF}");
+        let leaf = format!("{service}/{GIVEN_LEAF}");
         assert_eq!(service_of(&leaf), Some(service));
         for other in ["", "appliance", "user.slice/session-1.scope", "a.service/b"] {
             assert_eq!(service_of(other), None, "{other}");
@@ -358,11 +378,21 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join(PASSED_ON);
         fs::write(&file, "cpu\n").unwrap();
-        pass_nothing_on(folder.path()).unwrap();
+        release_service(folder.path()).unwrap();
         assert_eq!(fs::read_to_string(&file).unwrap(), "-cpu");
         fs::write(&file, "").unwrap();
-        pass_nothing_on(folder.path()).unwrap();
+        release_service(folder.path()).unwrap();
         assert_eq!(fs::read_to_string(&file).unwrap(), "");
+    }
+
+    #[test]
+    fn limits_stay_where_the_service_manager_has_a_leaf_for_the_next_start() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join(PASSED_ON);
+        fs::write(&file, "cpu\n").unwrap();
+        fs::create_dir(folder.path().join(GIVEN_LEAF)).unwrap();
+        release_service(folder.path()).unwrap();
+        assert_eq!(fs::read_to_string(&file).unwrap(), "cpu\n");
     }
 
     const FILES: [&str; 3] = ["memory.max", "pids.max", "cpu.max"];

@@ -1,4 +1,4 @@
-//! The two images that the tests run: our own demo server, and a real distribution.
+//! What the tests run that is not ours to build: our own demo server as an image, a real distribution as one, and a host with systemd.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -16,6 +16,8 @@ use crate::{command, packages};
 /// Debian 12 with Python. `minbase` brings the shell, coreutils and apt that one expects of a distribution image.
 const SUITE: &str = "bookworm";
 const DEBIAN_PACKAGES: &str = "python3-minimal,libpython3-stdlib";
+/// What systemd's own service manager needs, and a file system in the modern order, which spares a converter written in Perl.
+const SYSTEMD_PACKAGES: &str = "systemd-sysv,usr-is-merged";
 /// Documentation, locales and package lists are half of the image and no test reads them.
 const LEFT_OUT: &[&str] = &[
     "/usr/share/doc/*",
@@ -76,18 +78,42 @@ pub fn python(workspace: &Workspace, cache: &Cache) -> Result<PathBuf> {
     Ok(entry.join("python.tar"))
 }
 
-fn build_python(workspace: &Workspace, folder: &Path, step: &Step) -> Result<()> {
-    let log = workspace.logs().join("python-image.log");
-    let root = folder.join("root.tar");
+/// A Debian system with systemd, of the release that Cabana promises to run on, as an archive of its root.
+pub fn systemd(workspace: &Workspace, cache: &Cache) -> Result<PathBuf> {
+    packages::ensure(workspace, &[packages::IMAGES])?;
+    let key = Key::new("systemd 1")
+        .text("suite", SUITE)
+        .text("packages", SYSTEMD_PACKAGES)
+        .text("left out", &LEFT_OUT.concat());
+    let entry = cache.entry("systemd", key, |folder| {
+        let step = Step::start("Building the Debian system with systemd");
+        let log = workspace.logs().join("systemd-root.log");
+        let root = folder.join("systemd.tar");
+        debian("essential", SYSTEMD_PACKAGES, &root, &log, &step)?;
+        step.done("");
+        Ok(())
+    })?;
+    Ok(entry.join("systemd.tar"))
+}
+
+/// Makes the archive of a root file system.
+fn debian(variant: &str, packages: &str, root: &Path, log: &Path, step: &Step) -> Result<()> {
     let mut mmdebstrap = Command::new("mmdebstrap");
     mmdebstrap
         .env("SOURCE_DATE_EPOCH", "1")
-        .args(["--variant=minbase", &format!("--include={DEBIAN_PACKAGES}")]);
+        .arg(format!("--variant={variant}"))
+        .arg(format!("--include={packages}"));
     for path in LEFT_OUT {
         mmdebstrap.arg(format!("--dpkgopt=path-exclude={path}"));
     }
-    mmdebstrap.arg(SUITE).arg(&root);
-    command::logged(&mut mmdebstrap, &log, |line| step.note(line))?;
+    mmdebstrap.arg(SUITE).arg(root);
+    command::logged(&mut mmdebstrap, log, |line| step.note(line))
+}
+
+fn build_python(workspace: &Workspace, folder: &Path, step: &Step) -> Result<()> {
+    let log = workspace.logs().join("python-image.log");
+    let root = folder.join("root.tar");
+    debian("minbase", DEBIAN_PACKAGES, &root, &log, step)?;
 
     let layout = folder.join("layout");
     let tag = format!("{}:python", layout.display());

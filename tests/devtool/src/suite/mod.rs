@@ -99,6 +99,7 @@ fn run_in_labs(workspace: &Workspace, only: Option<&str>) -> Result<Report> {
     let binary = guest::build_appliance(workspace, &cache)?;
     let demo = images::demo(workspace, &cache)?;
     let python = images::python(workspace, &cache)?;
+    let systemd = images::systemd(workspace, &cache)?;
     let programs = Programs::build(workspace)?;
     let mut report = Report::default();
     if only.is_none() {
@@ -126,6 +127,10 @@ fn run_in_labs(workspace: &Workspace, only: Option<&str>) -> Result<Report> {
         LabFile {
             source: python,
             target: "/python.tar".to_owned(),
+        },
+        LabFile {
+            source: systemd,
+            target: "/systemd.tar".to_owned(),
         },
     ]);
     files.extend(GUEST_FILES.map(|name| LabFile {
