@@ -41,6 +41,9 @@ fn unit_serves_and_sessions_outlive_an_upgrade_a_crash_and_a_stop_but_not_cabana
     let worker = service.workers();
     assert_eq!(worker.values().collect::<Vec<_>>(), [SHARE], "{worker:?}");
 
+    let weight = ServiceHost::cgroup(SERVICE).join("warden/cpu.weight");
+    assert_eq!(fs::read_to_string(&weight).unwrap().trim(), "10000");
+
     install_binary(&service.host.path("/"));
     service.systemctl(&["restart"]);
     service.assert_kept(&session, &worker, "restart");

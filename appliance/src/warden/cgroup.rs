@@ -22,6 +22,9 @@ const GIVEN_LEAF: &str = "appliance";
 const OWN_LEAF: &str = "warden";
 /// Where systemd runs the commands of a service that it has delegated a cgroup to (systemd, `docs/CGROUP_DELEGATION.md`).
 const CONTROL_LEAF: &str = ".control";
+/// Of all processors that are contended, as much as there is (`cpu.weight` is 1 to 10000, and 100 for each worker): hundreds of busy guests
+/// must not make callers wait for the front door, which takes little and takes it at once.
+const OWN_WEIGHT: &str = "10000";
 /// The controllers that the children of a cgroup have.
 const PASSED_ON: &str = "cgroup.subtree_control";
 const CONTROLLERS: [&str; 3] = ["cpu", "memory", "pids"];
@@ -71,23 +74,27 @@ impl Cgroups {
         if !is_version_2() {
             return Err(CgroupError::NotVersion2);
         }
-        let groups = match own_service() {
+        let (groups, own) = match own_service() {
             Some(Service { base, given_leaf }) => {
+                let own = base.join(if given_leaf { GIVEN_LEAF } else { OWN_LEAF });
                 if !given_leaf {
-                    let own = base.join(OWN_LEAF);
                     make(&own)?;
                     write(&own.join("cgroup.procs"), &std::process::id().to_string())?;
                 }
-                Self { base }
+                (Self { base }, Some(own))
             }
             None => {
                 enable(Path::new(MOUNT))?;
                 let base = shared_base();
                 make(&base)?;
-                Self { base }
+                // We are not among the workers there: one of many, and they are one together.
+                (Self { base }, None)
             }
         };
         enable(&groups.base)?;
+        if let Some(own) = own {
+            set(&own, "cpu.weight", OWN_WEIGHT)?;
+        }
         remove_leaves(&groups.base);
         Ok(groups)
     }
@@ -194,14 +201,8 @@ impl Leaf {
         self.set("cpu.max", &cpu_max(u32::from(vcpus) * 1000))
     }
 
-    /// A controller that the host does not give is not there, and then there is no limit to set.
     fn set(&self, file: &str, value: &str) -> Result<(), CgroupError> {
-        match write(&self.path.join(file), value) {
-            Err(CgroupError::File { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
-                Ok(())
-            }
-            written => written,
-        }
+        set(&self.path, file, value)
     }
 
     /// Possible once every process in it is reaped.
@@ -329,6 +330,14 @@ fn make(path: &Path) -> Result<(), CgroupError> {
             source: error,
         }),
         _ => Ok(()),
+    }
+}
+
+/// A controller that the host does not give is not there, and then there is nothing to set.
+fn set(group: &Path, file: &str, value: &str) -> Result<(), CgroupError> {
+    match write(&group.join(file), value) {
+        Err(CgroupError::File { source, .. }) if source.kind() == io::ErrorKind::NotFound => Ok(()),
+        written => written,
     }
 }
 
