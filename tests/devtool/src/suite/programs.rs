@@ -14,8 +14,8 @@ use crate::workspace::Workspace;
 
 /// Packages whose integration tests need a KVM.
 const PACKAGES: &[&str] = &["vmm", "e2e"];
-/// The program that is dealt out test by test; the others run whole.
-const DEALT: &str = "e2e";
+/// The program whose leak audit is about all of them.
+const LAST: &str = "e2e";
 /// The host before the first test, for the leak audit after the last one.
 const HOST_BEFORE: &str = "/suite/host-before";
 
@@ -53,13 +53,12 @@ impl Programs {
                 });
             }
         }
-        // The dealt one last: it evens out what the others leave uneven, and its leak audit is about them all.
         programs.sort_by(|left, right| {
-            let key = |program: &Program| (program.name == DEALT, program.name.clone());
+            let key = |program: &Program| (program.name == LAST, program.name.clone());
             key(left).cmp(&key(right))
         });
-        if !programs.iter().any(|program| program.name == DEALT) {
-            bail!("cargo built no test program {DEALT}");
+        if !programs.iter().any(|program| program.name == LAST) {
+            bail!("cargo built no test program {LAST}");
         }
         Ok(Self(programs))
     }
@@ -74,44 +73,27 @@ impl Programs {
             .collect()
     }
 
-    /// One shell script for each lab that has something to do.
+    /// One shell script for each lab that has something to do. Each program is dealt out test by test.
     pub fn deal(&self, labs: usize, only: Option<&str>) -> Result<Vec<String>> {
         let mut hands = vec![String::new(); labs];
-        let mut next = 0;
         for program in &self.0 {
             let tests = program.tests(only)?;
-            if tests.is_empty() {
-                continue;
-            }
-            if program.name != DEALT {
-                if let Some(hand) = hands.get_mut(next % labs) {
-                    hand.push_str(&run_line(&program.name, &program.name, only.into_iter()));
-                }
-                next += 1;
-                continue;
-            }
             for (number, hand) in hands.iter_mut().enumerate() {
-                let mine: Vec<&str> = tests
-                    .iter()
-                    .skip(number)
-                    .step_by(labs)
-                    .map(String::as_str)
-                    .collect();
-                if !mine.is_empty() {
-                    let label = format!("{} {}", program.name, number + 1);
-                    hand.push_str(&run_line(
-                        &label,
-                        &program.name,
-                        ["--host-before", HOST_BEFORE, "--exact"]
-                            .into_iter()
-                            .chain(mine),
-                    ));
+                let mine = tests.iter().skip(number).step_by(labs);
+                let mine: Vec<&str> = mine.map(String::as_str).collect();
+                if mine.is_empty() {
+                    continue;
                 }
+                let label = format!("{} {}", program.name, number + 1);
+                let audit = ["--host-before", HOST_BEFORE].into_iter();
+                let audit = audit.take(if program.name == LAST { 2 } else { 0 });
+                let arguments = audit.chain(["--exact"]).chain(mine);
+                hand.push_str(&run_line(&label, &program.name, arguments));
             }
         }
         let setting = format!(
             "export CABANA_REQUIRE_KVM=1 CABANA_OWN_HOST=1 CABANA_GUEST_DIR={FOLDER}/guest RUST_BACKTRACE=1\nexec 2>&1\n\
-             {FOLDER}/{DEALT} --note-host {HOST_BEFORE}\n"
+             {FOLDER}/{LAST} --note-host {HOST_BEFORE}\n"
         );
         Ok(hands
             .into_iter()
