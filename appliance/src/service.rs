@@ -1,6 +1,9 @@
 //! Puts the service together: store, pools, front door, administration socket. And takes it apart
 //! again in order.
 
+mod housekeeping;
+mod keeper;
+
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,6 +13,8 @@ use hyper::body::Incoming;
 use tokio::net::TcpListener;
 use tokio::sync::{Notify, watch};
 
+use self::housekeeping::Housekeeping;
+use self::keeper::Keeper;
 use crate::admin::{
     self, Admin, Endpoints, GoldenService, GoldenSummary, ImageService, ImageSummary, ImportOrder,
     Rules,
@@ -99,6 +104,7 @@ pub async fn run(
         authority: Arc::clone(&authority),
         domain: config.domain.clone(),
     });
+    let housekeeping = Housekeeping::new(images.clone(), pools.clone(), goldens.clone());
     let stop = Arc::<Notify>::default();
     let admin = Arc::new(Admin {
         pools: pools.clone(),
@@ -108,8 +114,12 @@ pub async fn run(
             images: images.clone(),
         }),
         images: Arc::new(CachedImages {
-            cache: images,
+            cache: images.clone(),
             workers: workers.clone(),
+        }),
+        keeper: Arc::new(Keeper {
+            cache: images,
+            housekeeping: housekeeping.clone(),
         }),
         rules: rules(&config),
         endpoints: endpoints(&config, port),
@@ -119,6 +129,8 @@ pub async fn run(
     workers.settled().await;
     tracing::info!(listen = %config.listen, pools = pools.list().len(), "serving");
     let renewal = tokio::spawn(renew(certificate));
+    let limit = config.image_cache_limit;
+    let limiting = tokio::spawn(async move { housekeeping.keep_within(limit).await });
     let asked = tokio::spawn(async move {
         stop.notified().await;
         workers.request_stop().await;
@@ -136,6 +148,7 @@ pub async fn run(
         }
     );
     renewal.abort();
+    limiting.abort();
     asked.abort();
     // A client that comes now is told by the missing socket that nobody is there.
     let _ = std::fs::remove_file(&config.paths.admin_socket);
@@ -313,10 +326,6 @@ impl ImageService for CachedImages {
             .require(reference)
             .map(summary)
             .map_err(image_refusal)
-    }
-
-    fn list(&self) -> Vec<ImageSummary> {
-        self.cache.list().into_iter().map(summary).collect()
     }
 
     fn import(

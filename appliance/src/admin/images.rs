@@ -1,4 +1,4 @@
-//! Images: what is there, and the way in for new ones.
+//! Images: the way in for new ones.
 
 use http::Request;
 use hyper::body::Incoming;
@@ -13,9 +13,6 @@ use crate::pool::launcher::BoxFuture;
 pub trait ImageService: Send + Sync + 'static {
     /// By name or digest.
     fn find(&self, reference: &str) -> Result<ImageSummary, Refusal>;
-
-    /// All of them.
-    fn list(&self) -> Vec<ImageSummary>;
 
     /// Takes an archive as it comes. `true`: it was there already.
     fn import(
@@ -47,11 +44,6 @@ pub struct ImportOrder {
 }
 
 impl Admin {
-    pub(super) fn list_images(&self) -> Reply {
-        let images: Vec<_> = self.images.list().iter().map(image_json).collect();
-        Reply::ok(json!({ "value": images }))
-    }
-
     pub(super) async fn import_image(&self, request: Request<Incoming>) -> Result<Reply, Refusal> {
         let query = request.uri().query();
         let order = ImportOrder {

@@ -8,6 +8,7 @@ mod drain;
 mod goldens;
 mod images;
 mod inside;
+mod keeper;
 mod listener;
 mod pools;
 mod properties;
@@ -32,6 +33,7 @@ pub use changes::Changes;
 pub use goldens::{GoldenService, GoldenSummary};
 pub use images::{ImageService, ImageSummary, ImportOrder};
 pub use inside::EXEC_PROTOCOL;
+pub use keeper::{ImageHold, ImageKeeper, KeptImage, RemovedImage};
 pub use listener::{bind, serve};
 pub use properties::Rules;
 
@@ -48,6 +50,7 @@ pub struct Admin {
     pub pools: Pools,
     pub authority: Arc<Authority>,
     pub images: Arc<dyn ImageService>,
+    pub keeper: Arc<dyn ImageKeeper>,
     pub goldens: Arc<dyn GoldenService>,
     pub rules: Rules,
     pub endpoints: Endpoints,
@@ -142,13 +145,16 @@ impl Admin {
             }
             "/images" => match *allow(&request, &[Method::GET, Method::POST])? {
                 Method::POST => self.import_image(request).await,
-                _ => Ok(self.list_images()),
+                _ => Ok(self.list_images().await),
             },
             "/goldens" => {
                 allow(&request, &[Method::GET])?;
                 Ok(self.list_goldens())
             }
-            _ => self.pool_call(request, &path).await,
+            _ => match path.strip_prefix("/images/") {
+                Some(reference) => self.image_call(request, reference).await,
+                None => self.pool_call(request, &path).await,
+            },
         }
     }
 }

@@ -131,10 +131,14 @@ impl Admin {
         turn: Turn,
     ) -> Result<Reply, Refusal> {
         let pool = checked(body, address, current, &self.rules, &*self.images)?;
+        // Until the pools know that it is needed, and the other one that it is not. Looked up again: it may be gone by now.
+        let digests = [Some(&pool), current].map(|pool| pool.map(|it| it.image_digest.as_str()));
+        let held = digests.map(|digest| digest.map(|digest| self.keeper.hold(digest)));
+        self.images.find(&pool.image_digest)?;
         let (pools, name) = (self.pools.clone(), pool.name.clone());
         let change = tokio::spawn(async move {
             let put = pools.put(pool).await;
-            drop(turn);
+            drop((turn, held));
             put
         });
         let lost = |error| Refusal::internal("The change of the pool was lost", error);
@@ -154,6 +158,7 @@ impl Admin {
     /// Answers when nothing is left of the pool. One that is still being made is not made.
     async fn delete_pool(&self, address: &Address) -> Result<Reply, Refusal> {
         let pool = self.find_pool(address, true)?;
+        let _held = self.keeper.hold(&pool.image_digest);
         if self
             .pools
             .delete(pool.name.clone())

@@ -1,15 +1,16 @@
 //! `cabana image`: archives go to the appliance as a stream, whatever their size.
 
+mod kept;
+
 use std::path::Path;
 
 use http::Method;
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 
-use super::args::{ImportImage, ListImages};
+pub use self::kept::{inspect, list, prune, remove};
+use super::args::ImportImage;
 use super::client::{Payload, call, escape};
-use super::output::{print, table};
-use super::sessionpool::cell;
+use super::output::print;
 use super::source::Source;
 use crate::exit::{Exit, Failure};
 
@@ -78,29 +79,4 @@ pub fn send(root: &Path, source: &Source, name: Option<&str>) -> Result<Imported
             format!("The appliance's answer is not understood: {error}"),
         )
     })
-}
-
-pub fn list(list: &ListImages) -> Result<Exit, Failure> {
-    let answer = call(
-        &list.connection.root,
-        Method::GET,
-        "/images",
-        Payload::Nothing,
-    )?;
-    let images = match &answer["value"] {
-        Value::Array(images) => images.clone(),
-        _ => Vec::new(),
-    };
-    print(list.json, &images, |images| {
-        let row = |image: &Value| {
-            ["name", "digest", "rootImageBytes"]
-                .map(|key| cell(&image[key]))
-                .to_vec()
-        };
-        table(
-            &["NAME", "DIGEST", "BYTES"],
-            &images.iter().map(row).collect::<Vec<_>>(),
-        )
-    })?;
-    Ok(Exit::Ok)
 }

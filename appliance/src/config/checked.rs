@@ -60,6 +60,8 @@ pub struct Checked {
     /// How often the host's memory and CPUs may be promised to sessions.
     pub memory_overcommit: f64,
     pub cpu_overcommit: f64,
+    /// How many bytes of root images are kept; `None`: a share of the file system that they are on.
+    pub image_cache_limit: Option<u64>,
     pub paths: Paths,
 }
 
@@ -195,6 +197,10 @@ fn check(raw: RawConfig, paths: Paths, overrides: &Overrides) -> Result<Checked,
             DEFAULT_CPU_OVERCOMMIT,
             0.1..=1000.0,
         )?,
+        image_cache_limit: raw
+            .image_cache_limit
+            .map(|value| bytes("image_cache_limit", &value))
+            .transpose()?,
         paths,
     })
 }
@@ -249,6 +255,35 @@ fn number(
             key,
             expected: format!("a number from {} to {}", range.start(), range.end()),
             found: shown(&value),
+        })
+}
+
+/// `"512Mi"`, `"20Gi"`, `"1.5Ti"`: as pools say memory, at least 1Mi.
+fn bytes(key: &'static str, value: &toml::Value) -> Result<u64, ConfigError> {
+    let parse = |text: &str| {
+        let units = [("Mi", 20), ("Gi", 30), ("Ti", 40)];
+        let mut units = units.into_iter();
+        let (number, shift) =
+            units.find_map(|(unit, shift)| Some((text.strip_suffix(unit)?, shift)))?;
+        let (whole, part) = number.split_once('.').unwrap_or((number, "0"));
+        let is_digits = |text: &str| {
+            (1..=6).contains(&text.len()) && text.bytes().all(|it| it.is_ascii_digit())
+        };
+        if !is_digits(whole) || !is_digits(part) {
+            return None;
+        }
+        let scale = 10u64.pow(u32::try_from(part.len()).ok()?);
+        let parts = whole.parse::<u64>().ok()? * scale + part.parse::<u64>().ok()?;
+        let bytes = (u128::from(parts) << shift) / u128::from(scale);
+        u64::try_from(bytes).ok().filter(|bytes| *bytes >= 1 << 20)
+    };
+    value
+        .as_str()
+        .and_then(parse)
+        .ok_or_else(|| ConfigError::Value {
+            key,
+            expected: "an amount of at least 1Mi in Mi, Gi or Ti, like \"20Gi\"".to_owned(),
+            found: shown(value),
         })
 }
 
@@ -344,6 +379,18 @@ mod tests {
     }
 
     #[test]
+    fn limit_of_the_image_cache_is_an_amount_with_a_unit() {
+        let limit = |text: &str| {
+            let text = format!("image_cache_limit = \"{text}\"");
+            checked(&text).unwrap().image_cache_limit
+        };
+        assert_eq!(checked("").unwrap().image_cache_limit, None);
+        assert_eq!(limit("20Gi"), Some(20 << 30));
+        assert_eq!(limit("1.5Ti"), Some(3 << 39));
+        assert_eq!(limit("1Mi"), Some(1 << 20));
+    }
+
+    #[test]
     fn unknown_key_is_refused_by_name_with_its_line() {
         let line = refusal("listen = \"[::]:1\"\nlissten = \"0.0.0.0:1\"\n");
         assert!(
@@ -378,6 +425,12 @@ mod tests {
             ("cpu_overcommit", "0.09"),
             ("cpu_overcommit", "1001"),
             ("cpu_overcommit", "\"8\""),
+            ("image_cache_limit", "20"),
+            ("image_cache_limit", "\"20G\""),
+            ("image_cache_limit", "\"0Gi\""),
+            ("image_cache_limit", "\"-1Gi\""),
+            ("image_cache_limit", "\"1e3Mi\""),
+            ("image_cache_limit", "\"99999999Ti\""),
             ("uid_base", "0"),
             ("uid_base", "4294967295"),
         ];

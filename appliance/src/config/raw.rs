@@ -16,4 +16,5 @@ pub struct RawConfig {
     pub parallel_starts: Option<toml::Value>,
     pub memory_overcommit: Option<toml::Value>,
     pub cpu_overcommit: Option<toml::Value>,
+    pub image_cache_limit: Option<toml::Value>,
 }

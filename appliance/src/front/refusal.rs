@@ -58,7 +58,7 @@ pub enum Code {
 impl Code {
     /// Every code.
     #[cfg(test)]
-    pub const ALL: [Self; 30] = [
+    pub const ALL: [Self; 31] = [
         Self::SessionRequestValidationFailed,
         Self::SessionRequestNotSupported,
         Self::SessionWithIdentifierNotFound,
@@ -71,6 +71,7 @@ impl Code {
         Self::Image(ImageErrorCode::ImagePlatformUnsupported),
         Self::Image(ImageErrorCode::ImageTooLarge),
         Self::Image(ImageErrorCode::ImageUnsupported),
+        Self::Image(ImageErrorCode::ImageInUse),
         Self::Image(ImageErrorCode::ImageStorageFailed),
         Self::Image(ImageErrorCode::ImageWorkerFailed),
         Self::Unauthorized,
@@ -158,6 +159,7 @@ const fn image_status(code: ImageErrorCode) -> StatusCode {
         ImageNotFound | ImageCorrupt | ImagePlatformUnsupported | ImageUnsupported => {
             StatusCode::BAD_REQUEST
         }
+        ImageInUse => StatusCode::CONFLICT,
         ImageTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
         ImageStorageFailed | ImageWorkerFailed => StatusCode::INTERNAL_SERVER_ERROR,
     }

@@ -19,6 +19,7 @@
 mod build_id;
 mod builder;
 mod files;
+mod images;
 mod launcher;
 mod machine;
 mod manifest;

@@ -25,6 +25,8 @@ pub struct Recipe {
     pub startup: Option<Probe>,
     pub cpu_millis: u32,
     pub root_image: File,
+    /// The image stays in the cache for as long as it is made something of.
+    pub _hold: Option<images::Hold>,
 }
 
 impl Recipe {
@@ -54,6 +56,10 @@ pub struct Kitchen {
 
 impl Recipes for Kitchen {
     fn recipe(&self, pool: &PoolRecord) -> Result<Recipe, String> {
+        let digest = pool.image_digest.parse::<images::Digest>();
+        let hold = self
+            .images
+            .hold(&digest.map_err(|error| error.to_string())?);
         let image = self
             .images
             .require(&pool.image_digest)
@@ -68,6 +74,7 @@ impl Recipes for Kitchen {
             startup: pool.probes.startup.clone(),
             cpu_millis: pool.cpu_millis,
             root_image: image.open_root().map_err(|error| error.to_string())?,
+            _hold: Some(hold),
         })
     }
 }

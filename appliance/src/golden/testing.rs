@@ -397,6 +397,7 @@ impl Recipes for DemoRecipes {
             startup: pool.probes.startup.clone(),
             cpu_millis: pool.cpu_millis,
             root_image: tempfile::tempfile().unwrap(),
+            _hold: None,
         })
     }
 }

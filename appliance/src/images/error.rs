@@ -26,6 +26,8 @@ pub enum ImageErrorCode {
     ImageTooLarge,
     /// Well formed, but uses something this build does not implement.
     ImageUnsupported,
+    /// It cannot be removed: a pool, a session or an import needs it.
+    ImageInUse,
     /// The host could not read or write its own files (disk full, for example).
     ImageStorageFailed,
     /// The image worker died without an answer.
@@ -40,6 +42,7 @@ impl ImageErrorCode {
             Self::ImagePlatformUnsupported => "ImagePlatformUnsupported",
             Self::ImageTooLarge => "ImageTooLarge",
             Self::ImageUnsupported => "ImageUnsupported",
+            Self::ImageInUse => "ImageInUse",
             Self::ImageStorageFailed => "ImageStorageFailed",
             Self::ImageWorkerFailed => "ImageWorkerFailed",
         }
@@ -87,6 +90,10 @@ impl ImageError {
 
     pub fn unsupported(message: impl Into<String>) -> Self {
         Self::new(ImageErrorCode::ImageUnsupported, message)
+    }
+
+    pub fn in_use(message: impl Into<String>) -> Self {
+        Self::new(ImageErrorCode::ImageInUse, message)
     }
 
     pub fn worker_failed(message: impl Into<String>) -> Self {

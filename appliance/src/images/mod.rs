@@ -43,7 +43,8 @@ use http_body_util::BodyExt;
 use hyper::body::Body;
 use serde::{Deserialize, Serialize};
 
-pub use self::cache::{Cache, ImageRecord};
+pub use self::cache::{Cache, Hold, ImageRecord};
+pub use self::digest::Digest;
 pub use self::error::{ImageError, ImageErrorCode};
 pub use self::layout::Transport;
 pub use self::worker::{Action, Job, JobReport};
@@ -140,6 +141,8 @@ pub async fn import_archive(
         limits: limits.clone(),
     };
     let found = runner.run(job.clone(), vec![duplicate(&archive)?]).await?;
+    // From here to its name nobody removes it, whether it was there or not.
+    let _held = cache.hold(&found.digest);
     let permit = cache.build_permit().await?;
     // Asked only now: an import of the same image may have held the permit before.
     let known = cache.get(found.digest.as_str());

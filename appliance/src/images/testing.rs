@@ -6,6 +6,8 @@ use std::os::fd::OwnedFd;
 
 use sha2::{Digest as _, Sha256};
 
+use super::digest::Digest;
+use super::layout::ImageConfig;
 use super::squash::reader::read_image;
 use super::worker::{self, Action, Job, JobReport};
 use super::{ImageError, Limits, Transport};
@@ -331,5 +333,20 @@ pub fn error_of(layers: &[Layer]) -> ImageError {
     match build(&OciArchive::of(&layers)) {
         Err(error) => error,
         Ok((_, image)) => panic!("accepted:\n{}", read_image(&image)),
+    }
+}
+
+/// What an image worker says of a root image with this content.
+pub fn report(content: &[u8]) -> JobReport {
+    JobReport {
+        digest: Digest::of(content),
+        config: ImageConfig {
+            cmd: vec!["run".into()],
+            ..ImageConfig::default()
+        },
+        names: Vec::new(),
+        warnings: vec!["something was lost".into()],
+        bytes: content.len() as u64,
+        layers: 3,
     }
 }

@@ -56,6 +56,8 @@ pub struct JobReport {
     pub warnings: Vec<String>,
     /// Length of the root image; 0 after `Inspect`.
     pub bytes: u64,
+    /// How many layers the image has.
+    pub layers: usize,
 }
 
 /// Does the job. Blocks for as long as it takes.
@@ -82,6 +84,7 @@ pub fn run(job: Job, fds: Vec<OwnedFd>) -> Result<JobReport, ImageError> {
         }
     };
     let report = JobReport {
+        layers: image.layers.len(),
         digest: image.digest,
         config: image.config,
         names: image.names,

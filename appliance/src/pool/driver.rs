@@ -214,6 +214,10 @@ impl Driver {
             Message::Drain(Drain::Begin) => return self.table.begin_drain(now),
             Message::Drain(Drain::Hurry) => return self.table.hurry_drain(now),
             Message::Drain(Drain::End) => return self.table.end_drain(now),
+            Message::Records(answer) => {
+                let records = self.slots.values().map(|live| Arc::clone(&live.record));
+                let _ = answer.send(records.collect());
+            }
             Message::InUse(answer) => {
                 let _ = answer.send(self.table.slots_in_use());
             }

@@ -92,6 +92,8 @@ pub(super) enum Message {
     Drain(Drain),
     /// How many slots are in use.
     InUse(oneshot::Sender<usize>),
+    /// What the slots that there are were made of.
+    Records(oneshot::Sender<Vec<Arc<PoolRecord>>>),
     /// Stand still from now on, and leave everything as it is.
     Detach(oneshot::Sender<()>),
 }
@@ -217,6 +219,14 @@ impl PoolHandle {
     /// How many slots are in use, those that end included.
     pub async fn slots_in_use(&self) -> usize {
         self.ask(Message::InUse).await.unwrap_or_default()
+    }
+
+    /// Every record of the pool that something depends on: what sessions are made of now, and what those that are there were made
+    /// of. One may be there more than once.
+    pub async fn records(&self) -> Vec<Arc<PoolRecord>> {
+        let mut records = self.ask(Message::Records).await.unwrap_or_default();
+        records.push(Arc::clone(&self.active.borrow()));
+        records
     }
 
     /// Leaves slots and sessions to the appliance that comes next. From then on nobody is answered here.

@@ -1,6 +1,7 @@
 //! The pools of this appliance, by name.
 
 mod drain;
+mod needs;
 
 pub use drain::Draining;
 

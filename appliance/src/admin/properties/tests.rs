@@ -47,10 +47,6 @@ impl ImageService for Demo {
         }
     }
 
-    fn list(&self) -> Vec<ImageSummary> {
-        vec![]
-    }
-
     fn import(
         &self,
         _: ImportOrder,

@@ -1,6 +1,7 @@
 //! The administration API over its socket.
 
 mod inside;
+mod keeper;
 mod patch;
 mod sessions;
 
@@ -48,10 +49,6 @@ impl ImageService for Demo {
             Code::Image(ImageErrorCode::ImageNotFound),
             format!("No image {reference:?}"),
         ))
-    }
-
-    fn list(&self) -> Vec<ImageSummary> {
-        vec![image("demo", 1)]
     }
 
     fn import(
@@ -123,6 +120,7 @@ impl Office {
             pools: pools.clone(),
             authority: Arc::clone(&authority),
             images: Arc::new(Demo),
+            keeper: Arc::new(keeper::OneImage),
             goldens: Arc::new(OneGolden),
             rules,
             endpoints,

@@ -8,10 +8,12 @@ use super::source::Source;
 use super::values;
 
 mod bench;
+mod images;
 mod pools;
 mod sessions;
 
 pub use bench::{BenchCommand, BenchDistinct, BenchFork};
+pub use images::{InspectImage, ListImages, PruneImages, RemoveImages};
 pub use pools::{
     CreatePool, Life, LifecycleType, ListPools, PoolTarget, SessionPoolCommand, UpdatePool,
 };
@@ -59,7 +61,7 @@ pub enum Command {
     /// Look at the sessions of a pool and into them, and stop them
     #[command(subcommand)]
     Session(SessionCommand),
-    /// Import and list container images
+    /// Import, look at and remove container images
     #[command(subcommand)]
     Image(ImageCommand),
     /// Look at the snapshots that sessions are forked from
@@ -158,8 +160,15 @@ pub struct Connection {
 pub enum ImageCommand {
     /// Turn an image archive into a root image
     Import(ImportImage),
-    /// List the imported images
+    /// List the images that are there, and who needs them
+    #[command(visible_alias = "list")]
     Ls(ListImages),
+    /// Say all that is known of an image
+    Inspect(InspectImage),
+    /// Remove images, or names of them
+    Rm(RemoveImages),
+    /// Remove every image that no pool needs
+    Prune(PruneImages),
 }
 
 #[derive(Debug, Args)]
@@ -173,14 +182,6 @@ pub struct ImportImage {
     /// The name by which pools refer to it [default: the reference, the name in a docker archive, or the file's name]
     #[arg(long, value_name = "REF")]
     pub name: Option<String>,
-    #[command(flatten)]
-    pub connection: Connection,
-    #[arg(long, help = JSON_HELP)]
-    pub json: bool,
-}
-
-#[derive(Debug, Args)]
-pub struct ListImages {
     #[command(flatten)]
     pub connection: Connection,
     #[arg(long, help = JSON_HELP)]

@@ -4,23 +4,10 @@ use std::fs;
 use std::io::Write;
 use std::path::Path;
 
+use crate::images::ImageErrorCode;
 use crate::images::cache::Cache;
 use crate::images::digest::Digest;
-use crate::images::layout::ImageConfig;
-use crate::images::{ImageErrorCode, JobReport};
-
-fn report(content: &[u8]) -> JobReport {
-    JobReport {
-        digest: Digest::of(content),
-        config: ImageConfig {
-            cmd: vec!["run".into()],
-            ..ImageConfig::default()
-        },
-        names: Vec::new(),
-        warnings: vec!["something was lost".into()],
-        bytes: content.len() as u64,
-    }
-}
+use crate::images::testing::report;
 
 fn publish(cache: &Cache, content: &[u8]) -> Digest {
     let staging = cache.stage().unwrap();
@@ -138,4 +125,69 @@ fn what_a_kill_left_behind_is_removed_and_never_used() {
     assert!(cache.get("gone").is_none());
     assert_eq!(files_under(path), [".tmp", good.hex(), "names.json"]);
     assert!(files_under(&path.join(".tmp")).is_empty());
+}
+
+/// Every state that a kill can leave of a removal: before the rename it is whole, after it gone.
+#[test]
+fn image_whose_removal_was_killed_is_there_whole_or_not_at_all() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path();
+    let cache = Cache::open(path).unwrap();
+    let digests = [&b"one"[..], b"two"].map(|content| publish(&cache, content));
+    for (name, digest) in ["one", "two"].iter().zip(&digests) {
+        cache.set_name(name, digest).unwrap();
+    }
+    // Announced and killed.
+    std::mem::forget(cache.begin_removal(&digests[0]).unwrap());
+    let cache = Cache::open(path).unwrap();
+    assert_eq!(cache.list().len(), 2);
+    // In its grave, half removed, and its name still in the file.
+    let grave = path.join(".tmp/removed-abc");
+    fs::create_dir(&grave).unwrap();
+    fs::rename(path.join(digests[0].hex()), grave.join(digests[0].hex())).unwrap();
+    fs::remove_file(grave.join(digests[0].hex()).join("image.json")).unwrap();
+    let cache = Cache::open(path).unwrap();
+    assert_eq!(cache.list().len(), 1);
+    assert_eq!(files_under(path), [".tmp", digests[1].hex(), "names.json"]);
+    assert!(files_under(&path.join(".tmp")).is_empty());
+    // The same image under another name does not bring the old one back.
+    publish(&cache, b"one");
+    let cache = Cache::open(path).unwrap();
+    assert!(cache.get("one").is_none());
+    assert!(cache.get(digests[0].as_str()).is_some());
+}
+
+#[test]
+fn removed_image_is_gone_with_its_names_and_comes_back_when_it_is_imported_again() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path();
+    let cache = Cache::open(path).unwrap();
+    let digest = publish(&cache, b"root");
+    cache.set_name("app", &digest).unwrap();
+    let removal = cache.begin_removal(&digest).unwrap();
+    assert_eq!(removal.finish().unwrap(), Some(4));
+    for cache in [&cache, &Cache::open(path).unwrap()] {
+        assert!(cache.list().is_empty() && cache.get("app").is_none());
+    }
+    assert_eq!(files_under(path), [".tmp", "names.json"]);
+    assert!(files_under(&path.join(".tmp")).is_empty());
+    let removal = cache.begin_removal(&digest).unwrap();
+    assert_eq!(removal.finish().unwrap(), None, "it is not there");
+    publish(&cache, b"root");
+    assert_eq!(cache.list().len(), 1);
+}
+
+#[test]
+fn record_of_the_first_version_is_read() {
+    let directory = tempfile::tempdir().unwrap();
+    let cache = Cache::open(directory.path()).unwrap();
+    let digest = publish(&cache, b"root");
+    assert_eq!(cache.list()[0].layers, Some(3));
+    let path = directory.path().join(digest.hex()).join("image.json");
+    let mut record: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    let fields = record.as_object_mut().unwrap();
+    assert!(fields.remove("layers").is_some() && fields.remove("made_at_ms").is_some());
+    fs::write(&path, record.to_string()).unwrap();
+    let image = &Cache::open(directory.path()).unwrap().list()[0];
+    assert_eq!((image.layers, image.made_at_ms), (None, None));
 }

@@ -189,3 +189,84 @@ async fn report_that_changes_its_mind_is_not_published() {
     assert_eq!(error.code, ImageErrorCode::ImageWorkerFailed);
     assert!(is_empty(directory.path()));
 }
+
+/// A host whose disk is full while one of the files of the build is written.
+struct FullDisk {
+    threads: Threads,
+    /// As at `Action::Build`; `None`: there is room again.
+    full: Option<usize>,
+}
+
+impl JobRunner for FullDisk {
+    async fn run(&self, job: Job, mut fds: Vec<OwnedFd>) -> Result<JobReport, ImageError> {
+        if let (Action::Build, Some(full)) = (job.action, self.full) {
+            // Every write to it fails with ENOSPC, as on a full file system.
+            let device = std::fs::File::options()
+                .read(true)
+                .write(true)
+                .open("/dev/full");
+            fds[full] = device.unwrap().into();
+        }
+        self.threads.run(job, fds).await
+    }
+}
+
+#[tokio::test]
+async fn disk_that_is_full_in_the_middle_leaves_the_cache_as_it_was_and_the_retry_works() {
+    let directory = tempfile::tempdir().unwrap();
+    let cache = Cache::open(directory.path()).unwrap();
+    let threads = Threads::default();
+    import_with(&cache, &threads, Some("good"), archive())
+        .await
+        .unwrap();
+    let before = cache.list();
+    let layer = Layer::new().file("b", &[7; 5000]).finish();
+    let other = Bytes::from(OciArchive::of(&[layer]));
+    let mut runner = FullDisk {
+        threads,
+        full: None,
+    };
+    const OUTPUT: usize = 1;
+    const SPOOL: usize = 2;
+    for full in [OUTPUT, SPOOL] {
+        runner.full = Some(full);
+        let error = import_with(&cache, &runner, Some("other"), other.clone())
+            .await
+            .unwrap_err();
+        assert_eq!(error.code, ImageErrorCode::ImageStorageFailed, "{error}");
+        assert!(error.message.contains("free disk space"), "{error}");
+        assert_eq!(cache.list(), before);
+        assert_eq!(
+            std::fs::read_dir(directory.path().join(".tmp"))
+                .unwrap()
+                .count(),
+            0
+        );
+    }
+    runner.full = None;
+    let imported = import_with(&cache, &runner, Some("other"), other).await;
+    assert!(!imported.unwrap().cached);
+    assert_eq!(cache.list().len(), 2);
+}
+
+#[tokio::test]
+async fn image_is_held_while_it_is_imported() {
+    /// Tries to remove the image while it is built.
+    struct Remover<'a>(Threads, &'a Cache);
+
+    impl JobRunner for Remover<'_> {
+        async fn run(&self, job: Job, fds: Vec<OwnedFd>) -> Result<JobReport, ImageError> {
+            let is_build = job.action == Action::Build;
+            let report = self.0.run(job, fds).await?;
+            if is_build {
+                assert!(self.1.begin_removal(&report.digest).is_none());
+            }
+            Ok(report)
+        }
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let cache = Cache::open(directory.path()).unwrap();
+    let runner = Remover(Threads::default(), &cache);
+    let imported = import_with(&cache, &runner, None, archive()).await.unwrap();
+    assert!(cache.begin_removal(&imported.image.digest).is_some());
+}

@@ -18,18 +18,24 @@
 //! One appliance owns the directory.
 //!
 //! # Not here
-//! Eviction, removal.
+//! Which images are to go: `service::housekeeping`. Taking them out: `removal`. Who needs them: `usage`.
+
+mod removal;
+mod usage;
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
 use tempfile::TempDir;
-use tokio::sync::Semaphore;
+use tokio::sync::{Notify, Semaphore};
 
+pub use self::usage::Hold;
+use self::usage::LastUse;
 use super::digest::Digest;
 use super::error::ImageError;
 use super::layout::ImageConfig;
@@ -52,12 +58,22 @@ struct Inner {
     directory: PathBuf,
     index: Mutex<Index>,
     builds: Semaphore,
+    grown: Notify,
 }
 
 #[derive(Default)]
 struct Index {
-    images: BTreeMap<Digest, StoredRecord>,
+    images: BTreeMap<Digest, Entry>,
     names: BTreeMap<String, Digest>,
+    /// How many holds there are; of images that are there, and of some that are not.
+    holds: BTreeMap<Digest, usize>,
+    /// What is about to be removed.
+    removing: Option<Digest>,
+}
+
+struct Entry {
+    record: StoredRecord,
+    used: LastUse,
 }
 
 /// `image.json`.
@@ -69,6 +85,12 @@ struct StoredRecord {
     /// What could not be kept of the image.
     #[serde(default)]
     warnings: Vec<String>,
+    /// How many layers it was made of. Absent in records of the first version, and so is the next one.
+    #[serde(default)]
+    layers: Option<usize>,
+    /// Milliseconds since the Unix epoch.
+    #[serde(default)]
+    made_at_ms: Option<u64>,
 }
 
 /// An image that is ready to be booted.
@@ -82,6 +104,10 @@ pub struct ImageRecord {
     pub root_image_path: PathBuf,
     pub root_image_bytes: u64,
     pub warnings: Vec<String>,
+    /// `None`: nobody wrote it down.
+    pub layers: Option<usize>,
+    pub made_at_ms: Option<u64>,
+    pub last_used: SystemTime,
 }
 
 impl ImageRecord {
@@ -139,8 +165,8 @@ impl Cache {
                 continue;
             };
             match load(&entry.path(), &digest) {
-                Ok(record) => {
-                    index.images.insert(digest, record);
+                Ok(entry) => {
+                    index.images.insert(digest, entry);
                 }
                 Err(error) => {
                     tracing::warn!(%digest, %error, "Damaged image removed from the cache");
@@ -152,14 +178,33 @@ impl Cache {
         }
         index.names = load_names(&directory.join(NAMES)).map_err(failed)?;
         let images = &index.images;
+        let named = index.names.len();
         index.names.retain(|_, digest| images.contains_key(digest));
-        Ok(Self {
+        let is_stale = index.names.len() < named;
+        let cache = Self {
             inner: Arc::new(Inner {
                 directory: directory.to_owned(),
                 index: Mutex::new(index),
                 builds: Semaphore::new(BUILDS),
+                grown: Notify::new(),
             }),
-        })
+        };
+        // Or a name that was taken back would be there again with its image.
+        if is_stale && let Err(error) = cache.save_names(&cache.index().names) {
+            tracing::warn!(%error, "names of images that are gone stay in the file");
+        }
+        Ok(cache)
+    }
+
+    /// Resolves when an image has come into the cache since this was last asked.
+    pub async fn grown(&self) {
+        self.inner.grown.notified().await;
+    }
+
+    /// The size of the file system that it is on.
+    pub fn room(&self) -> io::Result<u64> {
+        let room = rustix::fs::statvfs(&self.inner.directory)?;
+        Ok(room.f_blocks.saturating_mul(room.f_frsize))
     }
 
     /// By exact name, or by digest (`sha256:...`).
@@ -238,6 +283,8 @@ impl Cache {
             config: report.config.clone(),
             root_image_bytes: report.bytes,
             warnings: report.warnings.clone(),
+            layers: Some(report.layers),
+            made_at_ms: Some(crate::pool::unix_millis()),
         };
         let target = self.inner.directory.join(report.digest.hex());
         let failed = |error| ImageError::storage("store the image in the cache", &error);
@@ -248,7 +295,12 @@ impl Cache {
             sync_directory(&self.inner.directory).map_err(failed)?;
             // Renamed away: there is nothing left to remove.
             let _ = staging.directory.keep();
-            index.images.insert(report.digest.clone(), stored);
+            let entry = Entry {
+                record: stored,
+                used: LastUse::noted(SystemTime::now()),
+            };
+            index.images.insert(report.digest.clone(), entry);
+            self.inner.grown.notify_one();
         }
         self.record(&index, &report.digest)
             .ok_or_else(|| ImageError::not_found(format!("No image {}", report.digest)))
@@ -278,7 +330,10 @@ impl Cache {
     }
 
     fn record(&self, index: &Index, digest: &Digest) -> Option<ImageRecord> {
-        let stored = index.images.get(digest)?;
+        let Entry {
+            record: stored,
+            used,
+        } = index.images.get(digest)?;
         let names: Vec<String> = index
             .names
             .iter()
@@ -293,6 +348,9 @@ impl Cache {
             root_image_path: self.inner.directory.join(digest.hex()).join(ROOT_IMAGE),
             root_image_bytes: stored.root_image_bytes,
             warnings: stored.warnings.clone(),
+            layers: stored.layers,
+            made_at_ms: stored.made_at_ms,
+            last_used: used.at,
         })
     }
 
@@ -319,8 +377,10 @@ fn sync_directory(directory: &Path) -> io::Result<()> {
     File::open(directory)?.sync_all()
 }
 
-fn load(directory: &Path, digest: &Digest) -> io::Result<StoredRecord> {
-    let record: StoredRecord = serde_json::from_slice(&fs::read(directory.join(RECORD))?)?;
+fn load(directory: &Path, digest: &Digest) -> io::Result<Entry> {
+    let path = directory.join(RECORD);
+    let record: StoredRecord = serde_json::from_slice(&fs::read(&path)?)?;
+    let used = LastUse::noted(fs::metadata(&path)?.modified()?);
     let length = fs::metadata(directory.join(ROOT_IMAGE))?.len();
     if record.digest != *digest || record.root_image_bytes != length {
         return Err(io::Error::new(
@@ -328,7 +388,7 @@ fn load(directory: &Path, digest: &Digest) -> io::Result<StoredRecord> {
             "image.json does not describe the root image beside it",
         ));
     }
-    Ok(record)
+    Ok(Entry { record, used })
 }
 
 fn load_names(path: &Path) -> io::Result<BTreeMap<String, Digest>> {
