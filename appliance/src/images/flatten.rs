@@ -31,6 +31,8 @@ const WHITEOUT: &[u8] = b".wh.";
 const RESERVED: &[u8] = b".wh..wh.";
 const OPAQUE: &[u8] = b".wh..wh..opq";
 
+/// Linux has no permissions of symlinks: every file system that an image could be unpacked to shows these, whatever the layer says.
+const SYMLINK_MODE: u16 = 0o777;
 /// The kernel's XATTR_SIZE_MAX.
 const XATTR_VALUE_LIMIT: usize = 65536;
 /// What a squashfs device number holds: 12 bits and 20 bits.
@@ -133,7 +135,10 @@ impl Flattener {
         entry: &Entry,
         extent: Extent,
     ) -> Result<(), ImageError> {
-        let meta = self.meta(entry)?;
+        let mut meta = self.meta(entry)?;
+        if entry.kind == EntryKind::Symlink {
+            meta.mode = SYMLINK_MODE;
+        }
         let layer = self.layer;
         let there = self.tree.child(directory, name);
         if let (Some(there), EntryKind::Directory) = (there, entry.kind)

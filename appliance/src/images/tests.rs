@@ -4,3 +4,4 @@ mod cache;
 mod hostile;
 mod import;
 mod semantics;
+mod umoci;

@@ -1,5 +1,6 @@
 //! `cargo dev check`: what needs no virtual machine. It is the first thing that CI runs.
 
+use std::path::PathBuf;
 use std::process::Command;
 
 use anyhow::Result;
@@ -11,6 +12,11 @@ use crate::{command, guest, suite};
 
 /// `cargo dev check`
 pub fn run(workspace: &Workspace) -> Result<Report> {
+    run_with(workspace, &[])
+}
+
+/// The same, with variables that name what some unit tests need.
+pub fn run_with(workspace: &Workspace, variables: &[(&str, PathBuf)]) -> Result<Report> {
     // The appliance embeds the guest, so that even its lints need one.
     guest::build(workspace, &Cache::open()?)?;
     titled(
@@ -42,7 +48,9 @@ pub fn run(workspace: &Workspace) -> Result<Report> {
     titled("Documentation", &mut documentation)?;
     eprintln!("== Unit tests");
     let mut tests = workspace.cargo();
-    tests.args(["test", "--workspace", "--exclude", "e2e"]);
+    tests
+        .args(["test", "--workspace", "--exclude", "e2e"])
+        .envs(variables.iter().map(|(name, value)| (*name, value)));
     let report = suite::run_here(&mut tests)?;
     eprintln!("Checked: {report}");
     Ok(report)

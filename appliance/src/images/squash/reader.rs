@@ -16,20 +16,52 @@ struct Image<'a> {
     xattr_sets: Vec<(u64, u32)>,
 }
 
-/// One line per name, in byte order:
-/// `path type mode uid:gid mtime links=N #inode details {xattrs}`.
-pub fn read_image(bytes: &[u8]) -> String {
+/// A name and what it is.
+pub struct Line {
+    pub path: String,
+    /// One of `d f l b c p`.
+    pub letter: &'static str,
+    /// Permissions and owner: `0755 0:0`.
+    pub access: String,
+    pub mtime: u32,
+    pub inode: u32,
+    pub links: u32,
+    /// Content, target or device number, and extended attributes.
+    pub details: String,
+}
+
+/// Every name, in byte order.
+pub fn read_lines(bytes: &[u8]) -> Vec<Line> {
     let mut lines = Vec::new();
     let image = Image::open(bytes);
     let root = u64_at(bytes, 32);
     image.walk("", root, &mut lines);
-    lines.sort();
-    let numbers: BTreeMap<u32, ()> = lines.iter().map(|line| (line.2, ())).collect();
+    lines.sort_by(|one, other| one.path.cmp(&other.path));
+    let numbers: BTreeMap<u32, ()> = lines.iter().map(|line| (line.inode, ())).collect();
     assert_eq!(numbers.len(), u32_at(bytes, 4) as usize, "inode count");
     lines
-        .into_iter()
-        .map(|line| format!("{} {}\n", line.0, line.1))
-        .collect()
+}
+
+/// One line per name: `path type mode uid:gid mtime links=N #inode details {xattrs}`.
+pub fn read_image(bytes: &[u8]) -> String {
+    let text = |line: Line| {
+        let Line {
+            path,
+            letter,
+            access,
+            mtime,
+            inode,
+            links,
+            details,
+        } = line;
+        let mut text = format!("{path} {letter} {access} t={mtime} links={links} #{inode}");
+        if !details.is_empty() {
+            text.push_str(&format!(" {details}"));
+        }
+        text.push('\n');
+        text
+    };
+    read_lines(bytes).into_iter().map(text).collect()
 }
 
 impl<'a> Image<'a> {
@@ -136,7 +168,7 @@ impl<'a> Image<'a> {
         self.metadata(u64_at(self.bytes, 64), reference, length)
     }
 
-    fn walk(&self, path: &str, reference: u64, lines: &mut Vec<(String, String, u32)>) {
+    fn walk(&self, path: &str, reference: u64, lines: &mut Vec<Line>) {
         let head = self.inode(reference, 16);
         let kind = u16_at(&head, 0);
         let number = u32_at(&head, 12);
@@ -147,21 +179,18 @@ impl<'a> Image<'a> {
             _ => self.other(kind, reference),
         };
         let letter = ["d", "f", "l", "b", "c", "p"][usize::from((kind - 1) % 7)];
-        let mut line = format!(
-            "{letter} {:04o} {}:{} t={} links={links} #{number}",
-            u16_at(&head, 2),
-            owner(4),
-            owner(6),
-            u32_at(&head, 8),
-        );
-        for part in [details, self.xattrs(xattrs)] {
-            if !part.is_empty() {
-                line.push(' ');
-                line.push_str(&part);
-            }
-        }
+        let parts = [details, self.xattrs(xattrs)];
+        let parts: Vec<_> = parts.into_iter().filter(|part| !part.is_empty()).collect();
         let path = if path.is_empty() { "/" } else { path };
-        lines.push((path.to_owned(), line, number));
+        lines.push(Line {
+            path: path.to_owned(),
+            letter,
+            access: format!("{:04o} {}:{}", u16_at(&head, 2), owner(4), owner(6)),
+            mtime: u32_at(&head, 8),
+            inode: number,
+            links,
+            details: parts.join(" "),
+        });
     }
 
     fn directory(
@@ -169,7 +198,7 @@ impl<'a> Image<'a> {
         path: &str,
         kind: u16,
         reference: u64,
-        lines: &mut Vec<(String, String, u32)>,
+        lines: &mut Vec<Line>,
     ) -> (u32, u32, String) {
         let (size, piece, offset, links, xattrs) = if kind == 1 {
             let body = self.inode(reference, 32);

@@ -446,7 +446,7 @@ fn extended_attributes_are_kept_byte_for_byte() {
         /null c 0644 0:0 t=0 links=1 #2 1:3 {trusted.p=1}
         /ping f 0644 0:0 t=0 links=1 #3 "" {security.capability=\x01\x00\x00\x02\x00 \x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00, trusted.empty=, user.nasty=\n=\x00 12 a=b\n}
         /pipe p 0644 0:0 t=0 links=1 #4 {trusted.p=1}
-        /s l 0644 0:0 t=0 links=1 #5 -> target {trusted.p=1}
+        /s l 0777 0:0 t=0 links=1 #5 -> target {trusted.p=1}
         "#,
     );
 }

@@ -44,7 +44,9 @@ pub fn run(workspace: &Workspace, arguments: &Arguments) -> Result<ExitCode> {
     let started = Instant::now();
     let only = arguments.only.as_deref();
     let mut report = if only.is_none() {
-        check::run(workspace)?
+        // The image that is also unpacked by others, to compare.
+        let image = images::python(workspace, &Cache::open()?)?;
+        check::run_with(workspace, &[("CABANA_PYTHON_IMAGE", image)])?
     } else {
         Report::default()
     };
