@@ -216,6 +216,113 @@ fn unknown_types_and_foreign_compression_are_unsupported() {
     );
 }
 
+/// Each layer is within the limit, and all of them together are not.
+#[test]
+fn bomb_in_small_parts_stops_at_the_limit_of_the_whole_image() {
+    let part = Layer::new().file("zeros", &vec![0; 400 << 10]).finish();
+    let limits = Limits {
+        unpacked_bytes: 1 << 20,
+        ..Limits::default()
+    };
+    let mut archive = OciArchive::default();
+    let layers = vec![(gzip(&part), part); 3];
+    let manifest = archive.image(&layers, "amd64", &serde_json::json!({}));
+    archive.list(&manifest, None, None);
+    let code = ImageErrorCode::ImageTooLarge;
+    refuse_with(
+        &archive.finish(),
+        limits,
+        code,
+        "unpacks to more than 1 MiB",
+    );
+}
+
+/// Behind the end of its tar, where no reader of entries looks.
+#[test]
+fn bomb_behind_the_end_of_a_layer_stops_at_the_limit() {
+    let mut layer = Layer::new().file("a", b"").finish();
+    layer.resize(4 << 20, 0);
+    let limits = Limits {
+        unpacked_bytes: 1 << 20,
+        ..Limits::default()
+    };
+    let code = ImageErrorCode::ImageTooLarge;
+    refuse_with(
+        &stored(zstd(&layer), layer),
+        limits,
+        code,
+        "unpacks to more",
+    );
+}
+
+#[test]
+fn what_stands_behind_a_compressed_layer_is_neither_used_nor_trusted() {
+    let good = Layer::new().file("a", b"good").finish();
+    let evil = Layer::new().file("b", b"evil").finish();
+    for pack in [gzip, zstd] {
+        // Further members count as one stream with the first, so the diff id does not fit.
+        let two = [pack(&good), pack(&evil)].concat();
+        let error = build(&stored(two, good.clone())).unwrap_err();
+        assert_eq!(error.code, ImageErrorCode::ImageCorrupt, "{error}");
+    }
+    let noise = [gzip(&good), b"noise".to_vec()].concat();
+    let error = build(&stored(noise, good.clone())).unwrap_err();
+    assert_eq!(error.code, ImageErrorCode::ImageCorrupt, "{error}");
+}
+
+#[test]
+fn documents_that_are_bombs_are_refused() {
+    let archive = |index: &[u8]| Layer::new().file("index.json", index).finish();
+    let code = ImageErrorCode::ImageCorrupt;
+    let nested = [b"{\"manifests\":".to_vec(), vec![b'['; 100_000]].concat();
+    let error = build(&archive(&nested)).unwrap_err();
+    assert_eq!(error.code, code, "{error}");
+    let long = vec![b' '; usize::try_from(Limits::default().manifest_bytes).unwrap() + 1];
+    refuse(&archive(&long), ImageErrorCode::ImageTooLarge, "at most");
+    let many = format!(
+        r#"{{"schemaVersion":2,"manifests":[{}]}}"#,
+        vec!["{}"; 100_000].join(",")
+    );
+    let error = build(&archive(many.as_bytes())).unwrap_err();
+    assert_eq!(error.code, code, "{error}");
+}
+
+#[test]
+fn descriptor_that_lies_about_its_length_is_refused() {
+    let layer = Layer::new().file("a", b"1").finish();
+    for (what, lie) in [
+        ("config", -1_i64),
+        ("config", 1),
+        ("layer", -512),
+        ("layer", 512),
+    ] {
+        let mut archive = OciArchive::default();
+        let config = serde_json::json!({
+            "architecture": "amd64", "os": "linux", "config": {},
+            "rootfs": { "type": "layers", "diff_ids": [format!("sha256:{}", sha256(&layer))] },
+        });
+        let mut config = archive.blob(
+            "application/vnd.oci.image.config.v1+json",
+            config.to_string().as_bytes(),
+        );
+        let mut stored = archive.blob("application/vnd.oci.image.layer.v1.tar", &layer);
+        let lying = if what == "config" {
+            &mut config
+        } else {
+            &mut stored
+        };
+        lying["size"] = (lying["size"].as_i64().unwrap() + lie).into();
+        let manifest =
+            serde_json::json!({ "schemaVersion": 2, "config": config, "layers": [stored] });
+        let kind = "application/vnd.oci.image.manifest.v1+json";
+        let manifest = archive.blob(kind, manifest.to_string().as_bytes());
+        archive.list(&manifest, None, None);
+        let error = build(&archive.finish()).unwrap_err();
+        assert_eq!(error.code, ImageErrorCode::ImageCorrupt, "{what}: {error}");
+        assert!(error.message.contains("bytes but has"), "{what}: {error}");
+    }
+}
+
 #[test]
 fn error_names_the_layer() {
     let good = Layer::new().finish();
