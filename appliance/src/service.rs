@@ -17,7 +17,7 @@ use self::housekeeping::Housekeeping;
 use self::keeper::Keeper;
 use crate::admin::{
     self, Admin, Endpoints, GoldenService, GoldenSummary, ImageService, ImageSummary, ImportOrder,
-    Rules,
+    PullOrder, Rules, Vault,
 };
 use crate::config::Checked;
 use crate::exit::chain;
@@ -26,6 +26,7 @@ use crate::front::refusal::{Code, Refusal};
 use crate::front::tls::{self, ServedCertificate};
 use crate::front::{Front, listener};
 use crate::golden::{self, Goldens, HostLauncher, defaults};
+use crate::images::registry::{Patience, PullRequest, Puller, Reference, Reporter};
 use crate::images::{self, ImageError, ImageRecord};
 use crate::pool::budget::{Budget, Size};
 use crate::pool::launcher::BoxFuture;
@@ -42,6 +43,7 @@ const LEAST_MAX_CPUS: usize = 2;
 const STOP_MARGIN: Duration = Duration::from_secs(3);
 const RENEWAL_CHECK: Duration = Duration::from_secs(24 * 3600);
 const FINGERPRINT_KEY_BYTES: usize = 64;
+const VAULT_KEY: &str = "pool-secrets";
 
 /// What the service is made of.
 pub struct Context {
@@ -70,6 +72,7 @@ pub async fn run(
     let records = open_store(&config).await?;
     let authority = Arc::new(open_authority(&records).await?);
     let fingerprints = open_fingerprints(&records).await?;
+    let vault = open_vault(&records).await?;
     let certificate = open_certificate(&config).await?;
     let tls = Arc::new(certificate.server_config()?);
     listener
@@ -80,6 +83,7 @@ pub async fn run(
         .local_addr()
         .context("Cannot read the address of the listener")?
         .port();
+    let puller = open_puller(&config, &images).await?;
     let goldens = open_goldens(&config, host, &workers, &images).await?;
     let tools = Tools {
         launcher: Arc::new(HostLauncher {
@@ -115,7 +119,9 @@ pub async fn run(
         }),
         images: Arc::new(CachedImages {
             cache: images.clone(),
+            puller,
             workers: workers.clone(),
+            limits: config.image_limits.clone(),
         }),
         keeper: Arc::new(Keeper {
             cache: images,
@@ -124,6 +130,7 @@ pub async fn run(
         rules: rules(&config),
         endpoints: endpoints(&config, port),
         changes: admin::Changes::default(),
+        vault,
         stop: Arc::clone(&stop),
     });
     workers.settled().await;
@@ -178,14 +185,30 @@ async fn open_authority(records: &Records) -> anyhow::Result<Authority> {
     Ok(Authority::new(&key)?)
 }
 
-async fn open_fingerprints(records: &Records) -> anyhow::Result<FingerprintKey> {
-    let mut fresh = vec![0; FINGERPRINT_KEY_BYTES];
+fn random(bytes: usize) -> anyhow::Result<Vec<u8>> {
+    let mut fresh = vec![0; bytes];
     let filled = rustix::rand::getrandom(&mut fresh, rustix::rand::GetRandomFlags::empty())
         .context("Cannot read random bytes")?;
-    anyhow::ensure!(
-        filled == FINGERPRINT_KEY_BYTES,
-        "The kernel gave too few random bytes"
-    );
+    anyhow::ensure!(filled == bytes, "The kernel gave too few random bytes");
+    Ok(fresh)
+}
+
+async fn open_vault(records: &Records) -> anyhow::Result<Vault> {
+    let fresh = random(admin::VAULT_KEY_BYTES)?;
+    let key = records.ensure_key(VAULT_KEY, || fresh).await?;
+    Vault::new(&key).context("The key of the pools' secrets is of no use")
+}
+
+async fn open_puller(config: &Checked, images: &images::Cache) -> anyhow::Result<Puller> {
+    let (images, folder) = (images.clone(), config.paths.images.clone());
+    let (registries, limits) = (config.registries.clone(), config.image_limits.clone());
+    let open = move || Puller::open(images, &folder, registries, limits, Patience::default());
+    let puller = tokio::task::spawn_blocking(open).await?;
+    puller.context("Cannot open the folder of downloads")
+}
+
+async fn open_fingerprints(records: &Records) -> anyhow::Result<FingerprintKey> {
+    let fresh = random(FINGERPRINT_KEY_BYTES)?;
     Ok(FingerprintKey::new(
         &records
             .ensure_key("identifier-fingerprint", || fresh)
@@ -317,15 +340,34 @@ impl GoldenService for NamedGoldens {
 /// The image cache, and image workers to fill it.
 struct CachedImages {
     cache: images::Cache,
+    puller: Puller,
     workers: WorkerHost,
+    limits: images::Limits,
 }
 
 impl ImageService for CachedImages {
-    fn find(&self, reference: &str) -> Result<ImageSummary, Refusal> {
-        self.cache
-            .require(reference)
-            .map(summary)
-            .map_err(image_refusal)
+    fn pull(
+        &self,
+        order: PullOrder,
+        reporter: Reporter,
+    ) -> BoxFuture<'_, Result<(ImageSummary, bool), Refusal>> {
+        Box::pin(async move {
+            let kept = order
+                .digest
+                .as_deref()
+                .and_then(|digest| self.cache.get(digest));
+            if let Some(image) = kept {
+                return Ok((summary(image), true));
+            }
+            let request = PullRequest {
+                image: pinned(order.image, order.digest.as_deref()),
+                credentials: order.credentials,
+            };
+            let jobs = ImageWorkers(self.workers.clone());
+            let pulled = self.puller.pull(&jobs, &request, &reporter).await;
+            let pulled = pulled.map_err(image_refusal)?;
+            Ok((summary(pulled.image), pulled.cached))
+        })
     }
 
     fn import(
@@ -344,14 +386,7 @@ impl ImageService for CachedImages {
                 name,
             };
             let jobs = ImageWorkers(self.workers.clone());
-            let imported = images::import(
-                &self.cache,
-                &jobs,
-                request,
-                &images::Limits::default(),
-                archive,
-            )
-            .await;
+            let imported = images::import(&self.cache, &jobs, request, &self.limits, archive).await;
             let imported = imported.map_err(image_refusal)?;
             Ok((summary(imported.image), imported.cached))
         })
@@ -373,6 +408,15 @@ impl images::JobRunner for ImageWorkers {
                 ImageJobError::Job(error) => error,
                 other => ImageError::worker_failed(chain(&other)),
             })
+    }
+}
+
+/// The name with the digest that it meant, so that a registry can be asked for an image that is gone from here.
+fn pinned(image: String, digest: Option<&str>) -> String {
+    let parsed = (image.parse::<Reference>(), digest.map(str::parse));
+    match parsed {
+        (Ok(reference), Some(Ok(digest))) => reference.pinned(&digest).to_string(),
+        _ => image,
     }
 }
 

@@ -25,6 +25,7 @@ mod lifecycle;
 mod probes;
 mod ready;
 mod real_image;
+mod registry;
 mod restart;
 mod service;
 mod sources;
@@ -52,6 +53,7 @@ fn main() -> ExitCode {
         kill_workers::TESTS,
         kill_images::TESTS,
         kill_appliance::TESTS,
+        registry::TESTS,
         sources::TESTS,
         lifecycle::TESTS,
         restart::TESTS,

@@ -15,6 +15,7 @@ mod properties;
 mod resource;
 mod sessions;
 mod tokens;
+mod vault;
 
 #[cfg(test)]
 mod tests;
@@ -31,11 +32,12 @@ use tokio::sync::Notify;
 
 pub use changes::Changes;
 pub use goldens::{GoldenService, GoldenSummary};
-pub use images::{ImageService, ImageSummary, ImportOrder};
+pub use images::{ImageService, ImageSummary, ImportOrder, PullOrder};
 pub use inside::EXEC_PROTOCOL;
 pub use keeper::{ImageHold, ImageKeeper, KeptImage, RemovedImage};
 pub use listener::{bind, serve};
 pub use properties::Rules;
+pub use vault::{KEY_BYTES as VAULT_KEY_BYTES, Vault};
 
 use crate::front::answer::{AnswerBody, RequestLog, refuse};
 use crate::front::auth::Authority;
@@ -55,6 +57,8 @@ pub struct Admin {
     pub rules: Rules,
     pub endpoints: Endpoints,
     pub changes: Changes,
+    /// What the secrets of pools are sealed with.
+    pub vault: Vault,
     /// Told when an operator asks for the end of everything.
     pub stop: Arc<Notify>,
 }
@@ -104,6 +108,9 @@ impl Admin {
         let trace = log.trace.clone();
         if let Some(place) = inside::Place::of(request.uri().path()) {
             return self.look_inside(request, &place, log).await;
+        }
+        if request.uri().path() == images::PULL {
+            return self.pull_image(request, log).await;
         }
         match self.answer(request).await {
             Ok(reply) => {

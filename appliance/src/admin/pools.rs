@@ -7,10 +7,12 @@ use hyper::body::Incoming;
 use serde_json::{Value, json};
 
 use super::changes::Turn;
-use super::properties::{Address, checked, patched};
+use super::images::{ImageSummary, PullOrder};
+use super::properties::{Address, checked, image_order, image_target, patched};
 use super::{Admin, Reply, allow, nothing_here, query_value, read_json, resource};
 use crate::front::percent_decode;
 use crate::front::refusal::{Code, Refusal};
+use crate::images::registry::Reporter;
 use crate::pool::launcher::PrepareFailure;
 use crate::pool::{POOL_NAME_RULE, PoolChangeError, PoolName, Put};
 use crate::store::PoolRecord;
@@ -121,6 +123,13 @@ impl Admin {
         self.change(&body, address, Some(&current), turn).await
     }
 
+    /// The image of a pool.
+    async fn pull(&self, order: PullOrder) -> Result<ImageSummary, Refusal> {
+        let pulled = self.images.pull(order, Reporter::default()).await;
+        let (image, _) = pulled.map_err(|refusal| refusal.target(image_target()))?;
+        Ok(image)
+    }
+
     /// Makes the pool what `body` says. The turn is held until that is done, even if the caller goes
     /// away.
     async fn change(
@@ -130,11 +139,15 @@ impl Admin {
         current: Option<&PoolRecord>,
         turn: Turn,
     ) -> Result<Reply, Refusal> {
-        let pool = checked(body, address, current, &self.rules, &*self.images)?;
-        // Until the pools know that it is needed, and the other one that it is not. Looked up again: it may be gone by now.
+        let order = image_order(body, &address, current, &self.vault)?;
+        let image = self.pull(order.clone()).await?;
+        let pool = checked(body, address, current, &self.rules, &image, &self.vault)?;
+        // Until the pools know that it is needed, and the other one that it is not.
         let digests = [Some(&pool), current].map(|pool| pool.map(|it| it.image_digest.as_str()));
         let held = digests.map(|digest| digest.map(|digest| self.keeper.hold(digest)));
-        self.images.find(&pool.image_digest)?;
+        // Once more, which is nothing to do if it is there: somebody may have removed it before it was held.
+        let digest = Some(pool.image_digest.clone());
+        self.pull(PullOrder { digest, ..order }).await?;
         let (pools, name) = (self.pools.clone(), pool.name.clone());
         let change = tokio::spawn(async move {
             let put = pools.put(pool).await;

@@ -71,7 +71,7 @@ fn update_status(status: &PoolStatus) -> Value {
     update
 }
 
-/// `TemplateStatus` of the preview api-versions. An image is imported before a pool is made of it, so
+/// `TemplateStatus` of the preview api-versions. An image is pulled before a pool is made of it, so
 /// its pull cannot fail here.
 fn template_status(revision: &RevisionStatus) -> Value {
     let counts = &revision.counts;

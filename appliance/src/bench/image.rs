@@ -9,7 +9,7 @@ use sha2::{Digest as _, Sha256};
 use wire::ContainerSpec;
 
 use crate::guest::memory_file;
-use crate::images::{Action, Job, JobReport, Limits, Transport};
+use crate::images::{Input, Job, JobReport, Limits, Transport};
 use crate::worker::WorkerHost;
 
 /// An archive and the port that its container serves.
@@ -71,9 +71,11 @@ impl Image {
 
 fn build(transport: Transport, reference: Option<String>) -> Job {
     Job {
-        action: Action::Build,
-        transport,
-        reference,
+        input: Input::Archive {
+            transport,
+            reference,
+        },
+        build: true,
         limits: Limits::default(),
     }
 }

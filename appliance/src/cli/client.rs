@@ -107,8 +107,13 @@ pub fn with_socket<T>(
 }
 
 /// A call whose answer comes bit by bit.
-pub async fn stream(socket: &Path, path: &str) -> Result<Incoming, Failure> {
-    let request = request(Method::GET, path, Payload::Nothing)?;
+pub async fn stream(
+    socket: &Path,
+    method: Method,
+    path: &str,
+    payload: Payload,
+) -> Result<Incoming, Failure> {
+    let request = request(method, path, payload)?;
     let response = send(socket, request).await?;
     if response.status().is_success() {
         return Ok(response.into_body());

@@ -34,10 +34,15 @@ pub fn import(import: &ImportImage) -> Result<Exit, Failure> {
         &import.source,
         import.name.as_deref(),
     )?;
+    report(import.json, &imported, "is imported")
+}
+
+/// Says what has come of it, and what was lost on the way.
+pub fn report(json: bool, imported: &Imported, done: &str) -> Result<Exit, Failure> {
     for warning in &imported.warnings {
         eprintln!("cabana: warning: {warning}");
     }
-    print(import.json, &imported, |imported| {
+    print(json, imported, |imported| {
         let Imported {
             name,
             digest,
@@ -45,11 +50,7 @@ pub fn import(import: &ImportImage) -> Result<Exit, Failure> {
             cached,
             ..
         } = imported;
-        let how = if *cached {
-            "was there already"
-        } else {
-            "is imported"
-        };
+        let how = if *cached { "was there already" } else { done };
         #[allow(clippy::cast_precision_loss, reason = "a size for people")]
         let mib = *root_image_bytes as f64 / f64::from(1 << 20);
         format!("Image {name} {how}: {mib:.1} MiB, {digest}\n")

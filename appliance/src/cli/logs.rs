@@ -3,11 +3,12 @@
 use std::io::{self, Write};
 
 use bytes::Bytes;
+use http::Method;
 use http_body_util::BodyExt as _;
 use serde_json::Value;
 
 use super::args::SessionLogs;
-use super::client::{self, broken, inside_path};
+use super::client::{self, Payload, broken, inside_path};
 use crate::exit::{Exit, Failure};
 
 pub fn logs(logs: &SessionLogs) -> Result<Exit, Failure> {
@@ -22,7 +23,7 @@ pub fn logs(logs: &SessionLogs) -> Result<Exit, Failure> {
     }
     let path = inside_path(&logs.target, "logs", &parameters);
     client::with_socket(&logs.target.connection.root, async |socket| {
-        let mut body = client::stream(socket, &path).await?;
+        let mut body = client::stream(socket, Method::GET, &path, Payload::Nothing).await?;
         let mut lines = Lines::default();
         while let Some(frame) = body.frame().await {
             let frame = frame.map_err(broken)?;
@@ -46,12 +47,12 @@ fn finished(error: io::Error) -> Result<Exit, Failure> {
 
 /// Cuts what comes into lines.
 #[derive(Default)]
-struct Lines {
+pub struct Lines {
     partial: Vec<u8>,
 }
 
 impl Lines {
-    fn push(
+    pub fn push(
         &mut self,
         bytes: &Bytes,
         mut show: impl FnMut(&[u8]) -> io::Result<()>,

@@ -11,9 +11,11 @@ mod exec;
 mod golden;
 mod greedy;
 mod image;
+mod login;
 mod logs;
 mod output;
 mod probes;
+mod pull;
 mod session;
 mod sessionpool;
 mod source;
@@ -94,6 +96,7 @@ fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Session(SessionCommand::Logs(logs)) => logs::logs(&logs),
         Command::Store(StoreCommand::Export(export)) => store::export(&export),
         Command::Store(StoreCommand::Import(import)) => store::import(&import),
+        Command::Image(ImageCommand::Pull(command)) => pull::pull(&command),
         Command::Image(ImageCommand::Import(import)) => image::import(&import),
         Command::Image(ImageCommand::Ls(list)) => image::list(&list),
         Command::Image(ImageCommand::Inspect(inspect)) => image::inspect(&inspect),
@@ -288,6 +291,15 @@ mod tests {
             (vec!["token", "create", "--ttl", "soon"], "--ttl"),
             (vec!["token", "create", "--role", "king"], "--role"),
             (vec!["image", "import", "ftp:x"], "oci-archive:FILE"),
+            (vec!["image", "pull"], "IMAGE"),
+            (
+                vec!["image", "pull", "a", "--registry-password", "p"],
+                "--registry-username",
+            ),
+            (
+                with(&["--target-port", "80", "--registry-server", "r.example"]),
+                "--registry-username",
+            ),
         ];
         for (arguments, named) in cases {
             let line = line(&arguments);

@@ -8,7 +8,10 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::Paths;
+use super::images;
 use super::raw::RawConfig;
+use crate::images::Limits;
+use crate::images::registry::Registries;
 
 const DEFAULT_LISTEN: &str = "0.0.0.0:8443";
 /// The least cooldown that the cloud service accepts.
@@ -62,6 +65,9 @@ pub struct Checked {
     pub cpu_overcommit: f64,
     /// How many bytes of root images are kept; `None`: a share of the file system that they are on.
     pub image_cache_limit: Option<u64>,
+    pub registries: Registries,
+    /// What an image may take while it is pulled, imported and unpacked.
+    pub image_limits: Limits,
     pub paths: Paths,
 }
 
@@ -87,7 +93,7 @@ pub enum ConfigError {
     },
     #[error("`{key}` must be {expected}, not {found}")]
     Value {
-        key: &'static str,
+        key: std::borrow::Cow<'static, str>,
         expected: String,
         found: String,
     },
@@ -201,6 +207,8 @@ fn check(raw: RawConfig, paths: Paths, overrides: &Overrides) -> Result<Checked,
             .image_cache_limit
             .map(|value| bytes("image_cache_limit", &value))
             .transpose()?,
+        registries: images::registries(raw.registries)?,
+        image_limits: images::limits(raw.image_limits)?,
         paths,
     })
 }
@@ -231,7 +239,7 @@ fn integer(
         .and_then(|number| u32::try_from(number).ok())
         .filter(|number| range.contains(number))
         .ok_or_else(|| ConfigError::Value {
-            key,
+            key: key.into(),
             expected: format!("a whole number from {} to {}", range.start(), range.end()),
             found: shown(&value),
         })
@@ -252,7 +260,7 @@ fn number(
         .or_else(whole)
         .filter(|number| range.contains(number))
         .ok_or_else(|| ConfigError::Value {
-            key,
+            key: key.into(),
             expected: format!("a number from {} to {}", range.start(), range.end()),
             found: shown(&value),
         })
@@ -281,7 +289,7 @@ fn bytes(key: &'static str, value: &toml::Value) -> Result<u64, ConfigError> {
         .as_str()
         .and_then(parse)
         .ok_or_else(|| ConfigError::Value {
-            key,
+            key: key.into(),
             expected: "an amount of at least 1Mi in Mi, Gi or Ti, like \"20Gi\"".to_owned(),
             found: shown(value),
         })
@@ -292,7 +300,7 @@ fn address(key: &'static str, value: &toml::Value) -> Result<SocketAddr, ConfigE
         .as_str()
         .and_then(|text| text.parse().ok())
         .ok_or_else(|| ConfigError::Value {
-            key,
+            key: key.into(),
             expected: "an address with a port, like \"0.0.0.0:8443\" or \"[::]:8443\"".to_owned(),
             found: shown(value),
         })
@@ -312,7 +320,7 @@ fn domain(value: toml::Value) -> Result<String, ConfigError> {
         // A pool's name and a dot come in front; 253 is the limit of a whole name.
         Some(text) if text.len() <= 253 - 64 && text.split('.').all(label) => Ok(text.to_owned()),
         _ => Err(ConfigError::Value {
-            key: "domain",
+            key: "domain".into(),
             expected: "a DNS name in lower case, like \"sessions.example.org\"".to_owned(),
             found: shown(&value),
         }),
@@ -320,7 +328,7 @@ fn domain(value: toml::Value) -> Result<String, ConfigError> {
 }
 
 /// The value as the file had it, cut so that a message stays one line.
-fn shown(value: &toml::Value) -> String {
+pub(super) fn shown(value: &toml::Value) -> String {
     let text: String = value
         .to_string()
         .chars()
@@ -433,6 +441,20 @@ mod tests {
             ("image_cache_limit", "\"99999999Ti\""),
             ("uid_base", "0"),
             ("uid_base", "4294967295"),
+            ("registries", "3"),
+            ("registries.\"no host\"", "{}"),
+            ("registries.\"a.example\"", "[]"),
+            ("registries.\"a.example\".ca_file", "\"relative.pem\""),
+            ("registries.\"a.example\".allow_http", "\"yes\""),
+            ("registries.\"a.example\".mirrors", "\"m.example\""),
+            (
+                "registries.\"a.example\".mirrors",
+                "[\"https://m.example\"]",
+            ),
+            ("registries.\"a.example\".password", "\"x\""),
+            ("image_limits.files", "0"),
+            ("image_limits.layer_mib", "-1"),
+            ("image_limits.layers", "1"),
         ];
         for (key, value) in cases {
             let line = refusal(&format!("{key} = {value}"));
@@ -441,6 +463,30 @@ mod tests {
                 "{key} = {value}: {line}"
             );
         }
+    }
+
+    #[test]
+    fn registries_and_limits_of_images_are_read() {
+        let config = checked(
+            "[registries.\"docker.io\"]\nmirrors = [\"m.example:1/hub\"]\n\
+             [registries.\"r.example\"]\nca_file = \"/ca.pem\"\nallow_http = true\n\
+             [image_limits]\nlayer_mib = 1\nimage_mib = 2\nunpacked_mib = 3\nfiles = 4\n",
+        )
+        .unwrap();
+        let of = |host: &str| config.registries.of(&host.parse().unwrap());
+        assert_eq!(of("docker.io").mirrors.len(), 1);
+        assert_eq!(of("r.example").ca_file.unwrap(), Path::new("/ca.pem"));
+        assert!(
+            config
+                .registries
+                .may_be_plain(&"r.example".parse().unwrap())
+        );
+        let limits = config.image_limits;
+        assert_eq!(
+            (limits.layer_bytes, limits.archive_bytes),
+            (1 << 20, 2 << 20)
+        );
+        assert_eq!((limits.unpacked_bytes, limits.files), (3 << 20, 4));
     }
 
     #[test]

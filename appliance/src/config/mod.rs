@@ -5,6 +5,7 @@
 //! always mean the same.
 
 mod checked;
+mod images;
 mod paths;
 mod raw;
 

@@ -17,4 +17,6 @@ pub struct RawConfig {
     pub memory_overcommit: Option<toml::Value>,
     pub cpu_overcommit: Option<toml::Value>,
     pub image_cache_limit: Option<toml::Value>,
+    pub registries: Option<toml::Value>,
+    pub image_limits: Option<toml::Value>,
 }

@@ -58,7 +58,7 @@ pub enum Code {
 impl Code {
     /// Every code.
     #[cfg(test)]
-    pub const ALL: [Self; 31] = [
+    pub const ALL: [Self; 34] = [
         Self::SessionRequestValidationFailed,
         Self::SessionRequestNotSupported,
         Self::SessionWithIdentifierNotFound,
@@ -67,6 +67,9 @@ impl Code {
         Self::SessionPoolNotSupported,
         Self::SessionPoolContainerFailed,
         Self::Image(ImageErrorCode::ImageNotFound),
+        Self::Image(ImageErrorCode::ImageNameInvalid),
+        Self::Image(ImageErrorCode::ImagePullUnauthorized),
+        Self::Image(ImageErrorCode::ImageRegistryUnreachable),
         Self::Image(ImageErrorCode::ImageCorrupt),
         Self::Image(ImageErrorCode::ImagePlatformUnsupported),
         Self::Image(ImageErrorCode::ImageTooLarge),
@@ -156,10 +159,15 @@ impl Code {
 const fn image_status(code: ImageErrorCode) -> StatusCode {
     use ImageErrorCode::*;
     match code {
-        ImageNotFound | ImageCorrupt | ImagePlatformUnsupported | ImageUnsupported => {
-            StatusCode::BAD_REQUEST
-        }
+        // Not 401: that is about the caller's own rights, and clients would ask for another token.
+        ImageNotFound
+        | ImageNameInvalid
+        | ImagePullUnauthorized
+        | ImageCorrupt
+        | ImagePlatformUnsupported
+        | ImageUnsupported => StatusCode::BAD_REQUEST,
         ImageInUse => StatusCode::CONFLICT,
+        ImageRegistryUnreachable => StatusCode::BAD_GATEWAY,
         ImageTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
         ImageStorageFailed | ImageWorkerFailed => StatusCode::INTERNAL_SERVER_ERROR,
     }

@@ -18,6 +18,12 @@ use serde::{Deserialize, Serialize};
 pub enum ImageErrorCode {
     /// No image of that name, reference or digest.
     ImageNotFound,
+    /// What was given is not the name of an image.
+    ImageNameInvalid,
+    /// The registry wants other credentials, or any.
+    ImagePullUnauthorized,
+    /// The registry does not answer, or not as a registry does.
+    ImageRegistryUnreachable,
     /// The archive, a manifest or a layer is damaged, truncated or does not match its digest.
     ImageCorrupt,
     /// The image exists, but not for this host's platform.
@@ -38,6 +44,9 @@ impl ImageErrorCode {
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::ImageNotFound => "ImageNotFound",
+            Self::ImageNameInvalid => "ImageNameInvalid",
+            Self::ImagePullUnauthorized => "ImagePullUnauthorized",
+            Self::ImageRegistryUnreachable => "ImageRegistryUnreachable",
             Self::ImageCorrupt => "ImageCorrupt",
             Self::ImagePlatformUnsupported => "ImagePlatformUnsupported",
             Self::ImageTooLarge => "ImageTooLarge",
@@ -74,6 +83,18 @@ impl ImageError {
 
     pub fn not_found(message: impl Into<String>) -> Self {
         Self::new(ImageErrorCode::ImageNotFound, message)
+    }
+
+    pub fn name(message: impl Into<String>) -> Self {
+        Self::new(ImageErrorCode::ImageNameInvalid, message)
+    }
+
+    pub fn unauthorized(message: impl Into<String>) -> Self {
+        Self::new(ImageErrorCode::ImagePullUnauthorized, message)
+    }
+
+    pub fn unreachable(message: impl Into<String>) -> Self {
+        Self::new(ImageErrorCode::ImageRegistryUnreachable, message)
     }
 
     pub fn corrupt(message: impl Into<String>) -> Self {

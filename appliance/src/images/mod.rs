@@ -1,20 +1,23 @@
 //! Container images: from an archive to a root image in the cache.
 //!
 //! ```text
-//! body ─▶ temporary file ─▶ image worker: layout ─▶ layer* ─▶ flatten ─▶ squash ─▶ cache
+//! body ─▶ temporary file ─┐
+//!                          ├─▶ image worker: layout ─▶ layer* ─▶ flatten ─▶ squash ─▶ cache
+//! registry ─▶ blob files ──┘
 //! ```
 //!
-//! `import` is the only way in. It runs in the appliance and never looks into the archive: it
-//! stores the bytes, hands descriptors to an image worker (a process of its own, see `worker`),
-//! and publishes what the worker made.
+//! `import` and `registry` are the ways in. They run in the appliance and never look into layers: they
+//! store the bytes, hand descriptors to an image worker (a process of its own, see `worker`),
+//! and publish what the worker made.
 //!
 //! # Trust
 //! The worker's report is plain data and is checked for length where it arrives. A worker that a
 //! crafted layer took over could lie about the digest of an archive; it can neither reach the
-//! cache nor replace an image that is there.
+//! cache nor replace an image that is there. What is pulled is published under the digest that the
+//! registry gave, whatever the worker says.
 //!
 //! # Not here
-//! Pulling from registries, signatures, platforms other than linux/amd64.
+//! Signatures, platforms other than linux/amd64.
 
 pub mod cache;
 mod digest;
@@ -22,6 +25,7 @@ mod error;
 mod flatten;
 mod layer;
 mod layout;
+pub mod registry;
 mod spool;
 mod squash;
 mod tar;
@@ -47,13 +51,15 @@ pub use self::cache::{Cache, Hold, ImageRecord};
 pub use self::digest::Digest;
 pub use self::error::{ImageError, ImageErrorCode};
 pub use self::layout::Transport;
-pub use self::worker::{Action, Job, JobReport};
+pub use self::worker::{Input, Job, JobReport};
 
 /// What an import may use up. Part of the job: the worker enforces most of it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Limits {
-    /// The archive as uploaded.
+    /// The archive as uploaded, or all layers as they are downloaded.
     pub archive_bytes: u64,
+    /// One layer as it is downloaded.
+    pub layer_bytes: u64,
     /// All layers together, decompressed.
     pub unpacked_bytes: u64,
     /// Files in the archive itself.
@@ -72,6 +78,7 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             archive_bytes: 16 << 30,
+            layer_bytes: 16 << 30,
             unpacked_bytes: 32 << 30,
             archive_members: 1 << 16,
             files: 2_000_000,
@@ -85,7 +92,7 @@ impl Default for Limits {
     }
 }
 
-/// Runs a job in an image worker. The descriptors are listed at `Action`.
+/// Runs a job in an image worker. The descriptors are listed at `Job`.
 pub trait JobRunner: Sync {
     fn run(
         &self,
@@ -135,9 +142,11 @@ pub async fn import_archive(
     archive: File,
 ) -> Result<Imported, ImageError> {
     let mut job = Job {
-        action: Action::Inspect,
-        transport: request.transport,
-        reference: request.reference.clone(),
+        input: Input::Archive {
+            transport: request.transport,
+            reference: request.reference.clone(),
+        },
+        build: false,
         limits: limits.clone(),
     };
     let found = runner.run(job.clone(), vec![duplicate(&archive)?]).await?;
@@ -150,8 +159,8 @@ pub async fn import_archive(
     let image = match known {
         Some(image) => image,
         None => {
-            job.action = Action::Build;
-            build(cache, runner, job, &found, archive).await?
+            job.build = true;
+            build(cache, runner, job, &found.digest, vec![archive.into()]).await?
         }
     };
     drop(permit);
@@ -171,26 +180,25 @@ pub async fn import_archive(
     .await
 }
 
+/// Builds the image whose manifest has this digest, and no other, out of `inputs`. Have a permit.
 async fn build(
     cache: &Cache,
     runner: &impl JobRunner,
     job: Job,
-    found: &JobReport,
-    archive: File,
+    digest: &Digest,
+    inputs: Vec<OwnedFd>,
 ) -> Result<ImageRecord, ImageError> {
     let staging = cache.stage()?;
     let output = staging.create_root_image()?;
-    let fds = vec![
-        OwnedFd::from(archive),
-        duplicate(&output)?,
-        OwnedFd::from(cache.temporary_file()?),
-    ];
+    let mut fds = inputs;
+    fds.push(duplicate(&output)?);
+    fds.push(OwnedFd::from(cache.temporary_file()?));
     let report = runner.run(job, fds).await?;
     let length = output
         .metadata()
         .map_err(|error| ImageError::storage("read the root image", &error))?
         .len();
-    if report.digest != found.digest || report.bytes != length {
+    if report.digest != *digest || report.bytes != length {
         return Err(ImageError::worker_failed(
             "The image worker's report does not describe what it made",
         ));

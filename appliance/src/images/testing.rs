@@ -9,7 +9,7 @@ use sha2::{Digest as _, Sha256};
 use super::digest::Digest;
 use super::layout::ImageConfig;
 use super::squash::reader::read_image;
-use super::worker::{self, Action, Job, JobReport};
+use super::worker::{self, Input, Job, JobReport};
 use super::{ImageError, Limits, Transport};
 
 /// Builds a layer header by header, so that nothing keeps it from being nasty.
@@ -297,9 +297,11 @@ pub fn build_with(
     limits: Limits,
 ) -> Result<(JobReport, Vec<u8>), ImageError> {
     let job = Job {
-        action: Action::Build,
-        transport,
-        reference: reference.map(str::to_owned),
+        input: Input::Archive {
+            transport,
+            reference: reference.map(str::to_owned),
+        },
+        build: true,
         limits,
     };
     let mut output = tempfile::tempfile().unwrap();

@@ -1,4 +1,4 @@
-//! The job of an image worker: archive in, root image out, by descriptors alone.
+//! The job of an image worker: archive or blobs in, root image out, by descriptors alone.
 //!
 //! # Trust
 //! Runs in a process of its own (`cabana image-worker`) because everything it parses was written
@@ -26,23 +26,31 @@ use super::squash;
 /// Longest report as JSON. It travels in one message over a socket.
 pub const REPORT_LIMIT: usize = 64 * 1024;
 
+/// Comes with these descriptors, in this order: those of `input`, and to build an image, an empty output
+/// file and an empty spool file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Job {
-    pub action: Action,
-    pub transport: Transport,
-    /// Which image of the archive; needed only when it holds several.
-    pub reference: Option<String>,
+    pub input: Input,
+    /// Without it, the job only says which image it is, so that a known one need not be built again.
+    pub build: bool,
     pub limits: Limits,
 }
 
-/// Says also which descriptors come with the job, in this order.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+/// What an image is made of.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Action {
-    /// Archive. Only says which image it is, so that a known one need not be built again.
-    Inspect,
-    /// Archive, empty output file, empty spool file.
-    Build,
+pub enum Input {
+    /// One file.
+    Archive {
+        transport: Transport,
+        /// Which image of the archive; needed only when it holds several.
+        reference: Option<String>,
+    },
+    /// A file for each of `blobs`: the manifest, the config, and layers.
+    Blobs {
+        manifest: Digest,
+        blobs: Vec<Digest>,
+    },
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -68,19 +76,29 @@ pub fn run(job: Job, fds: Vec<OwnedFd>) -> Result<JobReport, ImageError> {
             .next()
             .ok_or_else(|| ImageError::worker_failed(format!("The job came without its {what}")))
     };
-    let archive = Archive::index(next("archive")?, &job.limits)?;
-    let image = layout::open(
-        &archive,
-        job.transport,
-        job.reference.as_deref(),
-        &job.limits,
-    )?;
-    let (warnings, bytes) = match job.action {
-        Action::Inspect => (Vec::new(), 0),
-        Action::Build => {
+    let limits = &job.limits;
+    let (archive, image) = match job.input {
+        Input::Archive {
+            transport,
+            reference,
+        } => {
+            let archive = Archive::index(next("archive")?, limits)?;
+            let image = layout::open(&archive, transport, reference.as_deref(), limits)?;
+            (archive, image)
+        }
+        Input::Blobs { manifest, blobs } => {
+            let files = blobs.into_iter().map(|digest| Ok((digest, next("blob")?)));
+            let archive = Archive::of_blobs(files.collect::<Result<_, ImageError>>()?)?;
+            let image = layout::open_manifest(&archive, manifest, limits)?;
+            (archive, image)
+        }
+    };
+    let (warnings, bytes) = match job.build {
+        false => (Vec::new(), 0),
+        true => {
             let output = next("output file")?;
             let spool = next("spool file")?;
-            build(&archive, &image, &output, spool, &job.limits)?
+            build(&archive, &image, &output, spool, limits)?
         }
     };
     let report = JobReport {
@@ -108,7 +126,7 @@ fn build(
         budget: Budget::new(limits.unpacked_bytes),
     };
     for (index, blob) in image.layers.iter().enumerate() {
-        let section = archive.section(blob.offset, blob.length);
+        let section = archive.section(blob);
         unpacker.apply(section, blob).map_err(|error| {
             let name = blob.digest.as_ref().unwrap_or(&blob.diff_id);
             error.within(format_args!("Layer {} ({name})", index + 1))

@@ -33,8 +33,8 @@ pub use memory::MemoryStore;
 pub use records::Records;
 pub use salvage::pools as salvage_pools;
 pub use schema::{
-    DEFAULT_DISK_MIB, EnvVar, Lifecycle, PoolRecord, SchemaError, SessionRecord, SlotNote, Use,
-    decode, encode,
+    DEFAULT_DISK_MIB, EnvVar, Lifecycle, PoolRecord, PoolSecret, RegistryLogin, SchemaError,
+    SealedText, SessionRecord, SlotNote, Use, decode, encode,
 };
 pub use sled::SledStore;
 

@@ -128,9 +128,41 @@ pub struct PoolRecord {
     pub cooldown_seconds: u64,
     #[serde(default)]
     pub probes: Probes,
+    /// What the image is pulled with. No part of what a session is made of: the digest is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub registry: Option<RegistryLogin>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub secrets: Vec<PoolSecret>,
     /// Milliseconds since the Unix epoch.
     pub created_at_ms: u64,
     pub modified_at_ms: u64,
+}
+
+/// A user of a registry. The password is one of the pool's secrets.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RegistryLogin {
+    pub server: String,
+    pub username: String,
+    pub password_secret_ref: String,
+}
+
+/// A secret that only the appliance of this store can read: `admin::vault`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PoolSecret {
+    pub name: String,
+    pub sealed: SealedText,
+}
+
+/// Base64 of nonce, ciphertext and tag.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct SealedText(pub String);
+
+impl std::fmt::Debug for SealedText {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("SealedText")
+    }
 }
 
 impl PoolRecord {
@@ -262,6 +294,8 @@ pub mod tests {
             lifecycle: Lifecycle::Timed,
             cooldown_seconds: 300,
             probes: Probes::default(),
+            registry: None,
+            secrets: Vec::new(),
             created_at_ms: 1,
             modified_at_ms: 2,
         }

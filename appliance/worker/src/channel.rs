@@ -11,8 +11,9 @@ use rustix::net::{
 
 /// The longest message. Fits twice into the default socket buffer, so a first message never waits.
 pub const MAX_MESSAGE_BYTES: usize = 64 << 10;
-/// The most descriptors in one message.
-pub const MAX_FDS: usize = 8;
+/// The most descriptors in one message: an image worker gets one for each of 128 layers, and a few. The kernel
+/// takes 253 (`SCM_MAX_FD`).
+pub const MAX_FDS: usize = 136;
 
 /// One message as it came.
 #[derive(Debug)]

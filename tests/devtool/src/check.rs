@@ -8,7 +8,7 @@ use anyhow::Result;
 use crate::cache::Cache;
 use crate::suite::Report;
 use crate::workspace::Workspace;
-use crate::{command, guest, suite};
+use crate::{command, guest, packages, suite};
 
 /// `cargo dev check`
 pub fn run(workspace: &Workspace) -> Result<Report> {
@@ -19,6 +19,7 @@ pub fn run(workspace: &Workspace) -> Result<Report> {
 pub fn run_with(workspace: &Workspace, variables: &[(&str, PathBuf)]) -> Result<Report> {
     // The appliance embeds the guest, so that even its lints need one.
     guest::build(workspace, &Cache::open()?)?;
+    packages::ensure(workspace, &[packages::CHECK])?;
     titled(
         "Format",
         workspace.cargo().args(["fmt", "--all", "--check"]),
@@ -170,6 +171,15 @@ mod tests {
                 .all(|name| used.contains(*name))
         );
         assert_none("appliance", &["agent", "e2e", "demo", "devtool"]);
+    }
+
+    #[test]
+    fn appliance_has_one_provider_of_cryptography() {
+        assert!(closure("appliance").contains("aws-lc-rs"));
+        assert_none(
+            "appliance",
+            &["ring", "native-tls", "openssl", "openssl-sys"],
+        );
     }
 
     #[test]

@@ -32,6 +32,8 @@ pub const LAB: &[&str] = &[
 ];
 /// The image made of a real distribution.
 pub const IMAGES: &[&str] = &["mmdebstrap", "umoci"];
+/// What the unit tests pull images from.
+pub const CHECK: &[&str] = &["docker-registry"];
 /// What `cargo dev up` calls the appliance with.
 pub const CLIENT: &[&str] = &["curl"];
 

@@ -6,8 +6,8 @@ use serde_json::{Value, json};
 use wire::{HostMessage, frame};
 
 use super::raw::{Raw, dotted, invalid, unsupported, wrong};
-use super::{Rules, probes};
-use crate::admin::images::{ImageService, ImageSummary};
+use super::{Rules, probes, secrets};
+use crate::admin::images::ImageSummary;
 use crate::admin::resource;
 use crate::front::refusal::Refusal;
 use crate::pool::container;
@@ -24,29 +24,20 @@ const DEFAULT_MEM_MIB: u32 = 512;
 pub const CONTAINER: &str = "/properties/customContainerTemplate/containers/0";
 const TARGET_PORT: &str = "/properties/customContainerTemplate/ingress/targetPort";
 
-/// The image as it was named, and what the name means.
-pub struct Image {
-    pub name: String,
-    pub found: ImageSummary,
-}
-
-/// Looks up the image. `imageDigest` beside the same name keeps what the name meant to `current`, so
-/// that who sends a pool back with another limit does not roll it to another image.
+/// The image as it is named, and the digest that it is to keep. `imageDigest` beside the same name keeps what
+/// the name meant to `current`, so that who sends a pool back with another limit does not roll it to another
+/// image.
 pub fn image(
     raw: &Raw<'_>,
     current: Option<&PoolRecord>,
-    images: &dyn ImageService,
-) -> Result<Image, Refusal> {
+) -> Result<(String, Option<String>), Refusal> {
     let path = format!("{CONTAINER}/image");
     let name = raw.required_text(&path)?;
     let digest = raw.text(&format!("{CONTAINER}/imageDigest"))?;
     let kept = current
         .filter(|pool| pool.image == name && digest.as_ref() == Some(&pool.image_digest))
-        .map_or(&name, |pool| &pool.image_digest);
-    let found = images
-        .find(kept)
-        .map_err(|refusal| refusal.target(dotted(&path)))?;
-    Ok(Image { name, found })
+        .map(|pool| pool.image_digest.clone());
+    Ok((name, kept))
 }
 
 /// The container must have something to run, and what there is to say about it must fit the one
@@ -181,7 +172,12 @@ pub fn render(pool: &PoolRecord) -> Value {
     if let Some(probes) = probes::render(&pool.probes) {
         container["probes"] = probes;
     }
-    json!({ "containers": [container], "ingress": { "targetPort": pool.target_port } })
+    let mut template =
+        json!({ "containers": [container], "ingress": { "targetPort": pool.target_port } });
+    if let Some(login) = secrets::render_login(pool) {
+        template["registryCredentials"] = login;
+    }
+    template
 }
 
 /// `0.5Gi`, `2Gi`, `512Mi` → MiB. A whole number of MiB, or nothing.

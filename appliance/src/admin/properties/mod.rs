@@ -8,12 +8,14 @@ mod patch;
 mod probes;
 mod raw;
 mod scale;
+mod secrets;
 
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use super::images::ImageService;
+use super::images::{ImageSummary, PullOrder};
 use super::pools::new_name;
+use super::vault::Vault;
 use crate::front::refusal::{Code, Refusal};
 use crate::pool::unix_millis;
 use crate::store::PoolRecord;
@@ -41,14 +43,46 @@ pub struct Address {
     pub name: String,
 }
 
-/// Checks everything and looks up the image. `current` is the pool of this name, if there is one: a
+/// What must be known to look the image up. `current` is the pool of this name, if there is one: a
 /// body that was made from it may mean its image.
+pub fn image_order(
+    body: &Value,
+    address: &Address,
+    current: Option<&PoolRecord>,
+    vault: &Vault,
+) -> Result<PullOrder, Refusal> {
+    let name = new_name(&address.name)?;
+    let raw = Raw(body);
+    if !body.is_object() {
+        return Err(not_an_object());
+    }
+    refuse_unsupported(&raw)?;
+    let secrets = secrets::read(&raw, name.as_str(), current, vault)?;
+    let credentials = match secrets::login(&raw, &secrets)? {
+        Some(login) => secrets::credentials(name.as_str(), &login, &secrets, vault)?,
+        None => None,
+    };
+    let (image, digest) = container::image(&raw, current)?;
+    Ok(PullOrder {
+        image,
+        digest,
+        credentials,
+    })
+}
+
+/// What an error about the image is about.
+pub fn image_target() -> String {
+    dotted(&format!("{}/image", container::CONTAINER))
+}
+
+/// Checks everything. `image` is what [`image_order`] led to.
 pub fn checked(
     body: &Value,
     address: Address,
     current: Option<&PoolRecord>,
     rules: &Rules,
-    images: &dyn ImageService,
+    image: &ImageSummary,
+    vault: &Vault,
 ) -> Result<PoolRecord, Refusal> {
     let name = new_name(&address.name)?;
     let raw = Raw(body);
@@ -56,7 +90,8 @@ pub fn checked(
         return Err(not_an_object());
     }
     refuse_unsupported(&raw)?;
-    let image = container::image(&raw, current, images)?;
+    let (image_name, _) = container::image(&raw, current)?;
+    let secrets = secrets::read(&raw, name.as_str(), current, vault)?;
     let scale = scale::read(&raw)?;
     let (lifecycle, cooldown_seconds) = lifecycle::read(&raw, rules)?;
     let now = unix_millis();
@@ -69,8 +104,8 @@ pub fn checked(
         tags: tags(&raw)?,
         revision: Uuid::new_v4(),
         container_name: container::name(&raw)?.unwrap_or_else(|| name.to_string()),
-        image: image.name,
-        image_digest: image.found.digest.clone(),
+        image: image_name,
+        image_digest: image.digest.clone(),
         cpu_millis: container::cpu(&raw, rules)?,
         mem_mib: container::memory(&raw, rules)?,
         disk_mib: container::storage(&raw)?,
@@ -84,17 +119,19 @@ pub fn checked(
         lifecycle,
         cooldown_seconds,
         probes: container::probes(&raw)?,
+        registry: secrets::login(&raw, &secrets)?,
+        secrets,
         created_at_ms: now,
         modified_at_ms: now,
         name,
     };
-    container::check(&pool, &image.found)?;
+    container::check(&pool, image)?;
     Ok(pool)
 }
 
 /// What a caller may set of a pool. Read again by [`checked`] it gives the same pool.
 pub fn render(pool: &PoolRecord) -> Value {
-    json!({
+    let mut body = json!({
         "location": pool.location,
         "tags": pool.tags,
         "properties": {
@@ -106,7 +143,11 @@ pub fn render(pool: &PoolRecord) -> Value {
             "customContainerTemplate": container::render(pool),
             "sessionNetworkConfiguration": { "status": "EgressDisabled" },
         },
-    })
+    });
+    if !pool.secrets.is_empty() {
+        body["properties"]["secrets"] = secrets::render(pool);
+    }
+    body
 }
 
 /// The part of a pool that its slots are made of, as the resource has it.
@@ -138,22 +179,17 @@ fn refuse_unsupported(raw: &Raw<'_>) -> Result<(), Refusal> {
             return Err(unsupported(path, message));
         }
     }
-    for path in [
-        "/properties/secrets",
-        "/properties/managedIdentitySettings",
-        "/properties/customContainerTemplate/registryCredentials",
-    ] {
-        let empty = match raw.get(path) {
-            None => true,
-            Some(Value::Array(items)) => items.is_empty(),
-            Some(_) => false,
-        };
-        if !empty {
-            return Err(unsupported(
-                path,
-                format!("{} is not supported by this version", dotted(path)),
-            ));
-        }
+    let path = "/properties/managedIdentitySettings";
+    let empty = match raw.get(path) {
+        None => true,
+        Some(Value::Array(items)) => items.is_empty(),
+        Some(_) => false,
+    };
+    if !empty {
+        return Err(unsupported(
+            path,
+            format!("{} is not supported by this version", dotted(path)),
+        ));
     }
     let containers = "/properties/customContainerTemplate/containers";
     if raw

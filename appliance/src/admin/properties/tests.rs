@@ -2,10 +2,9 @@ use serde_json::json;
 
 use super::container::CONTAINER;
 use super::*;
-use crate::admin::images::{ImageSummary, ImportOrder};
+use crate::admin::images::ImageSummary;
 use crate::images::ImageErrorCode;
 use crate::pool::container::ImageDefaults;
-use crate::pool::launcher::BoxFuture;
 use crate::pool::probe::{Check, Probes, Scheme};
 use crate::store::Lifecycle;
 
@@ -18,7 +17,7 @@ const RULES: Rules = Rules {
 /// One image, `demo`, that runs `/demo`.
 struct Demo;
 
-impl ImageService for Demo {
+impl Demo {
     fn find(&self, reference: &str) -> Result<ImageSummary, Refusal> {
         let defaults = ImageDefaults {
             entrypoint: vec!["/demo".into()],
@@ -46,19 +45,22 @@ impl ImageService for Demo {
             )),
         }
     }
+}
 
-    fn import(
-        &self,
-        _: ImportOrder,
-        _: hyper::body::Incoming,
-    ) -> BoxFuture<'_, Result<(ImageSummary, bool), Refusal>> {
-        Box::pin(async {
-            Err(Refusal::new(
-                Code::Image(ImageErrorCode::ImageUnsupported),
-                "not here",
-            ))
-        })
-    }
+fn vault() -> Vault {
+    Vault::new(&[7; crate::admin::vault::KEY_BYTES]).unwrap()
+}
+
+/// As the service does it: the image is looked up, then all is checked.
+fn look_up_and_check(
+    body: &Value,
+    address: Address,
+    current: Option<&PoolRecord>,
+) -> Result<PoolRecord, Refusal> {
+    let order = image_order(body, &address, current, &vault())?;
+    let found = Demo.find(order.digest.as_deref().unwrap_or(&order.image));
+    let image = found.map_err(|refusal| refusal.target(image_target()))?;
+    checked(body, address, current, &RULES, &image, &vault())
 }
 
 fn body() -> Value {
@@ -99,7 +101,7 @@ fn check(body: &Value) -> Result<PoolRecord, Refusal> {
         resource_group: "rg".into(),
         name: "alpha".into(),
     };
-    checked(body, address, None, &RULES, &Demo)
+    look_up_and_check(body, address, None)
 }
 
 fn container(property: &str) -> String {
@@ -275,14 +277,13 @@ fn what_this_version_cannot_do_is_refused_and_not_ignored() {
             "/properties/sessionNetworkConfiguration/status",
             json!("EgressEnabled"),
         ),
-        ("/properties/secrets/0", json!({ "name": "a" })),
         (
             "/properties/managedIdentitySettings/0",
             json!({ "identity": "system" }),
         ),
         (
             "/properties/customContainerTemplate/registryCredentials",
-            json!({ "server": "r" }),
+            json!({ "identity": "system" }),
         ),
         (
             &container("env/0"),
@@ -767,7 +768,7 @@ fn patched_pool(pool: &PoolRecord, patch: Value) -> Result<PoolRecord, Refusal> 
         resource_group: "rg".into(),
         name: "alpha".into(),
     };
-    checked(&body, address, Some(pool), &RULES, &Demo)
+    look_up_and_check(&body, address, Some(pool))
 }
 
 #[test]
@@ -1016,4 +1017,133 @@ fn more_than_one_container_is_refused() {
         json!({ "image": "demo" }),
     ));
     assert_eq!(refusal.unwrap_err().code, Code::SessionPoolNotSupported);
+}
+
+const SECRETS: &str = "/properties/secrets";
+const LOGIN: &str = "/properties/customContainerTemplate/registryCredentials";
+
+/// A body with a secret and a login that uses it.
+fn private() -> Value {
+    let mut body = with(
+        SECRETS,
+        json!([{ "name": "pw", "value": "hunter2" }, { "name": "other", "value": "x" }]),
+    );
+    let login = json!({ "server": "https://Private.Example/", "username": "user", "passwordSecretRef": "pw" });
+    body["properties"]["customContainerTemplate"]["registryCredentials"] = login;
+    body
+}
+
+#[test]
+fn password_of_a_registry_is_sealed_and_told_to_nobody() {
+    let pool = check(&private()).unwrap();
+    let kept = String::from_utf8(crate::store::encode(&pool)).unwrap();
+    let shown = render(&pool);
+    for text in [kept, shown.to_string(), format!("{pool:?}")] {
+        assert!(!text.contains("hunter2"), "{text}");
+    }
+    assert_eq!(
+        shown.pointer(SECRETS),
+        Some(&json!([{ "name": "pw" }, { "name": "other" }]))
+    );
+    let login =
+        json!({ "server": "private.example", "username": "user", "passwordSecretRef": "pw" });
+    assert_eq!(shown.pointer(LOGIN), Some(&login));
+    let address = Address {
+        subscription: "s".into(),
+        resource_group: "rg".into(),
+        name: "alpha".into(),
+    };
+    let order = image_order(&private(), &address, None, &vault()).unwrap();
+    let held = order.credentials.unwrap();
+    assert_eq!(
+        (held.server.as_str(), held.username.as_str()),
+        ("private.example", "user")
+    );
+    assert_eq!(held.password.expose(), "hunter2");
+    // What is shown can be sent back: a name without a value keeps the value.
+    let again = image_order(&shown, &address, Some(&pool), &vault()).unwrap();
+    assert_eq!(again.credentials.unwrap().password.expose(), "hunter2");
+}
+
+#[test]
+fn patch_keeps_changes_and_removes_secrets() {
+    let pool = check(&private()).unwrap();
+    let address = || Address {
+        subscription: "s".into(),
+        resource_group: "rg".into(),
+        name: "alpha".into(),
+    };
+    let same = patched_pool(&pool, json!({ "tags": { "a": "b" } })).unwrap();
+    assert_eq!(
+        (&same.secrets, &same.registry),
+        (&pool.secrets, &pool.registry)
+    );
+    let patch = json!({ "properties": { "secrets": [{ "name": "pw", "value": "new" }] } });
+    let changed = patched_pool(&pool, patch).unwrap();
+    assert_eq!(changed.secrets.len(), 1);
+    let order = image_order(&render(&changed), &address(), Some(&changed), &vault()).unwrap();
+    assert_eq!(order.credentials.unwrap().password.expose(), "new");
+    assert!(
+        changed.same_template(&pool),
+        "a password is no part of what a session is made of"
+    );
+    let patch = json!({ "properties": { "secrets": null, "customContainerTemplate": { "registryCredentials": null } } });
+    let public = patched_pool(&pool, patch).unwrap();
+    assert_eq!((public.secrets.len(), public.registry), (0, None));
+    let patch = json!({ "properties": { "secrets": null } });
+    let refusal = patched_pool(&pool, patch).unwrap_err();
+    assert_eq!(
+        refusal.target.unwrap(),
+        "properties.customContainerTemplate.registryCredentials.passwordSecretRef"
+    );
+}
+
+#[test]
+fn secrets_and_logins_that_are_wrong_are_refused_without_their_values() {
+    for (path, value, target) in [
+        (
+            "/properties/secrets/0/value",
+            json!(12345),
+            "properties.secrets[0].value",
+        ),
+        (
+            "/properties/secrets/0/value",
+            json!("12345\u{0}"),
+            "properties.secrets[0].value",
+        ),
+        (
+            "/properties/secrets/0/value",
+            Value::Null,
+            "properties.secrets[0].value",
+        ),
+        (
+            "/properties/secrets/0/name",
+            json!("A b"),
+            "properties.secrets[0].name",
+        ),
+        (
+            "/properties/secrets/1/name",
+            json!("pw"),
+            "properties.secrets[1].name",
+        ),
+    ] {
+        let mut body = private();
+        *body.pointer_mut(path).unwrap() = value;
+        let refusal = check(&body).unwrap_err();
+        assert_eq!(refusal.code, Code::SessionPoolInvalidProperty, "{path}");
+        assert_eq!(refusal.target.as_deref(), Some(target));
+        assert!(!refusal.message.contains("12345"), "{}", refusal.message);
+    }
+    for (member, value) in [
+        ("server", json!("not a host")),
+        ("server", Value::Null),
+        ("username", Value::Null),
+        ("passwordSecretRef", json!("unknown")),
+    ] {
+        let mut body = private();
+        body["properties"]["customContainerTemplate"]["registryCredentials"][member] = value;
+        let refusal = check(&body).unwrap_err();
+        let target = format!("properties.customContainerTemplate.registryCredentials.{member}");
+        assert_eq!(refusal.target, Some(target), "{}", refusal.message);
+    }
 }

@@ -3,6 +3,7 @@
 mod inside;
 mod keeper;
 mod patch;
+mod pull;
 mod sessions;
 
 use std::os::unix::fs::PermissionsExt;
@@ -15,12 +16,14 @@ use tokio::sync::watch;
 
 use super::*;
 use crate::images::ImageErrorCode;
+use crate::images::registry::{Progress, Reporter, Secret};
 use crate::pool::container::ImageDefaults;
 use crate::pool::launcher::{BoxFuture, PrepareFailure, StartFailure, StartFailureCause};
 use crate::pool::testing::FakeLauncher;
 
 const GROUP: &str = "/subscriptions/s/resourceGroups/rg/providers/Microsoft.App/sessionPools";
 const DEADLINE: Duration = Duration::from_secs(30);
+const PASSWORD: &str = "correct horse";
 
 /// Knows `demo`, and imports anything as an image of as many bytes as were sent.
 struct Demo;
@@ -41,14 +44,40 @@ fn image(name: &str, root_image_bytes: u64) -> ImageSummary {
 }
 
 impl ImageService for Demo {
-    fn find(&self, reference: &str) -> Result<ImageSummary, Refusal> {
-        if ["demo", "sha256:d"].contains(&reference) {
-            return Ok(image("demo", 1));
-        }
-        Err(Refusal::new(
-            Code::Image(ImageErrorCode::ImageNotFound),
-            format!("No image {reference:?}"),
-        ))
+    fn pull(
+        &self,
+        order: PullOrder,
+        reporter: Reporter,
+    ) -> BoxFuture<'_, Result<(ImageSummary, bool), Refusal>> {
+        Box::pin(async move {
+            let held = order.credentials.as_ref().map(|held| {
+                (
+                    held.server.as_str().to_owned(),
+                    held.username.clone(),
+                    held.password.clone(),
+                )
+            });
+            match order.digest.as_deref().unwrap_or(&order.image) {
+                "demo" | "sha256:d" => Ok((image("demo", 1), true)),
+                "private.example/app" => {
+                    let right = (
+                        "private.example".into(),
+                        "user".into(),
+                        Secret::new(PASSWORD),
+                    );
+                    if held != Some(right) {
+                        let code = Code::Image(ImageErrorCode::ImagePullUnauthorized);
+                        return Err(Refusal::new(code, "not with these"));
+                    }
+                    reporter.report(Progress::Building);
+                    Ok((image("private.example/app:latest", 1), false))
+                }
+                reference => Err(Refusal::new(
+                    Code::Image(ImageErrorCode::ImageNotFound),
+                    format!("No image {reference:?}"),
+                )),
+            }
+        })
     }
 
     fn import(
@@ -125,6 +154,7 @@ impl Office {
             rules,
             endpoints,
             changes: Changes::default(),
+            vault: Vault::new(&[7; VAULT_KEY_BYTES]).unwrap(),
             stop: Arc::clone(&asked_to_stop),
         };
         let (stop, stopped) = watch::channel(false);
@@ -138,6 +168,29 @@ impl Office {
             _stop: stop,
             _dir: dir,
         }
+    }
+
+    /// Posts, and gives back each line of the answer.
+    async fn lines(&self, path: &str, body: &str) -> (u16, Vec<Value>) {
+        let stream = UnixStream::connect(&self.socket).await.unwrap();
+        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+            .await
+            .unwrap();
+        tokio::spawn(connection);
+        let request = Request::post(path).header(header::HOST, "localhost");
+        let request = request
+            .body(Full::new(Bytes::from(body.to_owned())))
+            .unwrap();
+        let response = sender.send_request(request).await.unwrap();
+        let status = response.status().as_u16();
+        let body = response.into_body().collect().await.unwrap().to_bytes();
+        let lines = str::from_utf8(&body).unwrap().lines();
+        (
+            status,
+            lines
+                .map(|line| serde_json::from_str(line).unwrap())
+                .collect(),
+        )
     }
 
     async fn call(&self, method: &str, path: &str, body: impl Into<Bytes>) -> (u16, Value) {

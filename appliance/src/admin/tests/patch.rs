@@ -73,8 +73,8 @@ async fn patch_that_is_refused_changes_nothing() {
         (
             json!({ "properties": { "secrets": [{ "name": "a" }] } }),
             400,
-            "SessionPoolNotSupported",
-            json!("properties.secrets"),
+            "SessionPoolInvalidProperty",
+            json!("properties.secrets[0].value"),
         ),
     ] {
         let (found, answer) = office.call("PATCH", &path, patch.to_string()).await;

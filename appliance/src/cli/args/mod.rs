@@ -10,6 +10,7 @@ use super::values;
 mod bench;
 mod images;
 mod pools;
+mod registry;
 mod sessions;
 
 pub use bench::{BenchCommand, BenchDistinct, BenchFork};
@@ -17,6 +18,7 @@ pub use images::{InspectImage, ListImages, PruneImages, RemoveImages};
 pub use pools::{
     CreatePool, Life, LifecycleType, ListPools, PoolTarget, SessionPoolCommand, UpdatePool,
 };
+pub use registry::RegistryFlags;
 pub use sessions::{ExecSession, OneSession, SessionCommand, SessionLogs, SessionTarget};
 
 /// A pool of hardware-isolated sessions on one Linux host.
@@ -30,8 +32,8 @@ ends as its command did.
 Examples:
   cabana doctor
   cabana serve
-  cabana image import oci-archive:demo.tar --name demo
-  cabana sessionpool create --name demo --image demo --target-port 8080
+  cabana image pull python:3.12
+  cabana sessionpool create --name demo --image registry.example/demo:1 --target-port 8080
   cabana token create --pool demo"
 )]
 pub struct Cli {
@@ -61,7 +63,7 @@ pub enum Command {
     /// Look at the sessions of a pool and into them, and stop them
     #[command(subcommand)]
     Session(SessionCommand),
-    /// Import, look at and remove container images
+    /// Pull, import, look at and remove container images
     #[command(subcommand)]
     Image(ImageCommand),
     /// Look at the snapshots that sessions are forked from
@@ -158,6 +160,8 @@ pub struct Connection {
 
 #[derive(Debug, Subcommand)]
 pub enum ImageCommand {
+    /// Get an image from its registry and make a root image of it
+    Pull(PullImage),
     /// Turn an image archive into a root image
     Import(ImportImage),
     /// List the images that are there, and who needs them
@@ -182,6 +186,25 @@ pub struct ImportImage {
     /// The name by which pools refer to it [default: the reference, the name in a docker archive, or the file's name]
     #[arg(long, value_name = "REF")]
     pub name: Option<String>,
+    #[command(flatten)]
+    pub connection: Connection,
+    #[arg(long, help = JSON_HELP)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  cabana image pull python:3.12
+  cabana image pull registry.example:5000/team/app@sha256:...
+  cabana image pull registry.example/team/app:1 --registry-username ci --registry-password-stdin < password
+
+A name without a registry is one of docker.io. What was downloaded of a pull that fails is kept for a day, and the \
+next one goes on from there.")]
+pub struct PullImage {
+    /// `[HOST[:PORT]/]REPOSITORY[:TAG][@DIGEST]`
+    pub image: String,
+    #[command(flatten)]
+    pub registry: RegistryFlags,
     #[command(flatten)]
     pub connection: Connection,
     #[arg(long, help = JSON_HELP)]

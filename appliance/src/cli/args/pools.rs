@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand, ValueEnum};
 
-use super::{Connection, DEFAULT_GROUP, JSON_HELP};
+use super::{Connection, DEFAULT_GROUP, JSON_HELP, RegistryFlags};
 use crate::cli::values;
 use crate::worker::spec::ForkPoint;
 
@@ -26,16 +26,20 @@ pub enum SessionPoolCommand {
 #[command(after_help = "Examples:
   cabana sessionpool create --name demo --image demo --target-port 8080
   cabana sessionpool create -n jobs -i demo --target-port 8080 --lifecycle-type OnContainerExit --max-alive-period 600
+  cabana sessionpool create -n app -i registry.example/team/app:1 --target-port 8080 \\
+      --registry-username ci --registry-password-stdin < password
   cabana sessionpool create -n py -i oci-archive:python.tar --target-port 8000 --cpu 1 --memory 1Gi \\
       --command python3 --args -m http.server 8000 --env-vars MODE=prod TZ=UTC")]
 pub struct CreatePool {
     /// 3 to 63 lower-case letters, digits and hyphens
     #[arg(long, short)]
     pub name: String,
-    /// Name or digest of an imported image, or an archive to import: oci-archive:FILE,
-    /// docker-archive:FILE, oci:DIR
+    /// Name of an image in a registry, name or digest of one that is here, or an archive to import:
+    /// oci-archive:FILE, docker-archive:FILE, oci:DIR
     #[arg(long, short, value_name = "REF")]
     pub image: String,
+    #[command(flatten)]
+    pub registry: RegistryFlags,
     /// What the container is called [default: the pool's name]
     #[arg(long, value_name = "NAME")]
     pub container_name: Option<String>,
@@ -123,6 +127,8 @@ pub struct UpdatePool {
     /// Also rolls a name that means another image by now; without this flag the image stays as it is
     #[arg(long, short, value_name = "REF")]
     pub image: Option<String>,
+    #[command(flatten)]
+    pub registry: RegistryFlags,
     /// What the container is called
     #[arg(long, value_name = "NAME")]
     pub container_name: Option<String>,

@@ -12,6 +12,7 @@ use serde_json::{Map, Value, json};
 
 use super::args::{CreatePool, Life, LifecycleType, ListPools, PoolTarget, UpdatePool};
 use super::client::{Payload, call, pool_path};
+use super::login::Login;
 use super::output::{print, table};
 use super::source::Source;
 use super::{image, probes};
@@ -24,8 +25,13 @@ pub fn create(create: Box<CreatePool>) -> Result<Exit, Failure> {
     let root = &create.connection.root;
     let probes = create.probe_yaml.as_deref().map(probes::read).transpose()?;
     let image = imported(root, &create.image)?;
+    let login = Login::of(&create.registry, Some(&image))?;
     let path = pool_path(&create.resource_group, Some(&create.name));
-    let body = Payload::Json(resource(&create, &image, probes));
+    let mut body = resource(&create, &image, probes);
+    if let Some(login) = &login {
+        log_in(&mut body, login, Vec::new());
+    }
+    let body = Payload::Json(body);
     let pool = call(root, Method::PUT, &path, body)?;
     print(create.json, &pool, |pool| {
         format!(
@@ -47,7 +53,17 @@ pub fn update(update: Box<UpdatePool>) -> Result<Exit, Failure> {
         Some(image) => Some(imported(root, image)?),
         None => None,
     };
-    let patch = patch(&update, &pool, image, probes);
+    let container = &pool["properties"]["customContainerTemplate"]["containers"][0];
+    let login = Login::of(
+        &update.registry,
+        image.as_deref().or(container["image"].as_str()),
+    )?;
+    let mut patch = patch(&update, &pool, image, probes);
+    if let Some(login) = &login {
+        // A list is replaced whole; a name without a value keeps it.
+        let kept = pool["properties"]["secrets"].as_array();
+        log_in(&mut patch, login, kept.cloned().unwrap_or_default());
+    }
     let pool = call(root, Method::PATCH, &path, Payload::Json(patch))?;
     print(update.json, &pool, |pool| {
         format!(
@@ -154,6 +170,17 @@ fn resource(create: &CreatePool, image: &str, probes: Option<Value>) -> Value {
             "sessionNetworkConfiguration": { "status": "EgressDisabled" },
         },
     })
+}
+
+/// Adds user and password to a body; the password is a secret beside those that are `kept`.
+fn log_in(body: &mut Value, login: &Login, kept: Vec<Value>) {
+    let name = login.secret_name();
+    let mut secrets = kept;
+    secrets.retain(|secret| secret["name"] != name.as_str());
+    secrets.push(json!({ "name": name, "value": login.password }));
+    let properties = &mut body["properties"];
+    properties["secrets"] = secrets.into();
+    properties["customContainerTemplate"]["registryCredentials"] = login.credentials();
 }
 
 /// The body of the PATCH: what was said, and nothing else. The container is in a list, which a patch

@@ -55,9 +55,11 @@ pub fn details(pool: &Value) -> String {
     let rows = [
         ("name", cell(&pool["name"])),
         ("image", cell(&container["image"])),
+        ("digest", cell(&container["imageDigest"])),
         ("cpu", cell(&container["resources"]["cpu"])),
         ("memory", cell(&container["resources"]["memory"])),
         ("storage", cell(&container["resources"]["ephemeralStorage"])),
+        ("registry", registry(&template["registryCredentials"])),
         ("target port", cell(&template["ingress"]["targetPort"])),
         ("fork point", cell(&properties["forkPoint"])),
         ("max sessions", cell(&scale["maxConcurrentSessions"])),
@@ -71,6 +73,13 @@ pub fn details(pool: &Value) -> String {
     ];
     rows.map(|(name, value)| format!("{name:<14}{value}\n"))
         .concat()
+}
+
+fn registry(login: &Value) -> String {
+    match login {
+        Value::Null => "-".to_owned(),
+        login => format!("{} as {}", cell(&login["server"]), cell(&login["username"])),
+    }
 }
 
 fn lifecycle(properties: &Value) -> String {

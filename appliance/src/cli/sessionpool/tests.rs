@@ -208,6 +208,9 @@ fn answered() -> Value {
         json!({ "lifecycleType": "Timed", "cooldownPeriodInSeconds": 300 });
     properties["customContainerTemplate"]["containers"][0]["probes"] =
         json!([{ "type": "Startup" }, { "type": "Liveness" }]);
+    properties["customContainerTemplate"]["containers"][0]["imageDigest"] = json!("sha256:d");
+    properties["customContainerTemplate"]["registryCredentials"] =
+        json!({ "server": "r.example", "username": "ci", "passwordSecretRef": "x" });
     properties["sessionCounts"] =
         json!({ "ready": 2, "pending": 1, "allocated": 4, "draining": 0, "failed": 0 });
     properties["templateUpdateStatus"] = json!({ "activeTemplate": {
@@ -221,9 +224,11 @@ fn details_say_what_the_pool_is_and_what_it_holds() {
     let expected = "\
 name          p1
 image         img
+digest        sha256:d
 cpu           2.0
 memory        0.5Gi
 storage       2Gi
+registry      r.example as ci
 target port   80
 fork point    afterReady
 max sessions  10
@@ -280,5 +285,41 @@ fn progress_of_an_update_says_what_is_missing_and_why() {
     assert_eq!(
         show::progress(&pool),
         "another revision warms up: 0 of 3 ready, 1 pending; the last 4 starts failed: Port 81 did not accept. Its last lines:"
+    );
+}
+
+#[test]
+fn password_of_a_registry_becomes_a_secret_beside_the_others() {
+    let create = parsed(&[
+        "--registry-username",
+        "ci",
+        "--registry-password",
+        "hunter2",
+    ]);
+    let login = Login::of(&create.registry, Some("r.example/app:1"))
+        .unwrap()
+        .unwrap();
+    let mut body = created(&[]);
+    log_in(&mut body, &login, Vec::new());
+    let properties = &body["properties"];
+    assert_eq!(
+        properties["secrets"],
+        json!([{ "name": "rexample-ci", "value": "hunter2" }])
+    );
+    let credentials =
+        json!({ "server": "r.example", "username": "ci", "passwordSecretRef": "rexample-ci" });
+    let template = &properties["customContainerTemplate"];
+    assert_eq!(template["registryCredentials"], credentials);
+    assert_eq!(
+        template["ingress"]["targetPort"], 80,
+        "the rest is as it was"
+    );
+
+    let mut patch = json!({ "properties": {} });
+    let kept = vec![json!({ "name": "other" }), json!({ "name": "rexample-ci" })];
+    log_in(&mut patch, &login, kept);
+    assert_eq!(
+        patch["properties"]["secrets"],
+        json!([{ "name": "other" }, { "name": "rexample-ci", "value": "hunter2" }])
     );
 }

@@ -1,10 +1,12 @@
-//! The outer tar: an index of its files, and windows into it.
+//! The outer tar: an index of its files, and windows into it. Blobs that come as files of their own look
+//! the same from here.
 
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::fs::FileExt;
 
+use super::Blob;
 use crate::images::Limits;
 use crate::images::digest::Digest;
 use crate::images::error::{ImageError, printable};
@@ -19,20 +21,45 @@ const NAME_LIMIT: usize = 512;
 
 /// Name → place, made in one pass over the headers.
 pub struct Archive {
-    file: File,
+    /// The tar, or one for each blob.
+    files: Vec<File>,
     members: HashMap<Vec<u8>, Member>,
 }
 
 enum Member {
-    File {
-        offset: u64,
-        length: u64,
-    },
+    File(Place),
     /// Another name in this archive, from its root.
     Link(Vec<u8>),
 }
 
+/// Where the bytes of a member are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Place {
+    /// Which of the archive's files.
+    pub file: usize,
+    pub offset: u64,
+    pub length: u64,
+}
+
 impl Archive {
+    /// Blobs that are not in a tar. Whether they are what they are called is checked where they are read.
+    pub fn of_blobs(blobs: Vec<(Digest, File)>) -> Result<Self, ImageError> {
+        let mut members = HashMap::new();
+        let mut files = Vec::new();
+        for (digest, file) in blobs {
+            let about = file.metadata();
+            let about = about.map_err(|error| ImageError::storage("read a blob", &error))?;
+            let place = Place {
+                file: files.len(),
+                offset: 0,
+                length: about.len(),
+            };
+            members.insert(blob_name(&digest).into_bytes(), Member::File(place));
+            files.push(file);
+        }
+        Ok(Self { files, members })
+    }
+
     pub fn index(file: File, limits: &Limits) -> Result<Self, ImageError> {
         let length = file
             .metadata()
@@ -61,10 +88,11 @@ impl Archive {
                 continue;
             }
             let member = match entry.kind {
-                EntryKind::File if entry.chunks.is_none() => Member::File {
+                EntryKind::File if entry.chunks.is_none() => Member::File(Place {
+                    file: 0,
                     offset: entry.data_offset,
                     length: entry.stored,
-                },
+                }),
                 EntryKind::HardLink => Member::Link(components(&entry.link)?.join(&b'/')),
                 EntryKind::Symlink => match symlink_target(&name, &entry.link) {
                     Some(target) => Member::Link(target),
@@ -76,21 +104,21 @@ impl Archive {
         }
         // Reading a header after the data proves that the data is there, except for the last file.
         let is_short = |member: &Member| match member {
-            Member::File { offset, length: n } => offset + n > length,
+            Member::File(place) => place.offset + place.length > length,
             Member::Link(_) => false,
         };
         if members.values().any(is_short) {
             return Err(ImageError::corrupt("The archive is truncated"));
         }
-        Ok(Self { file, members })
+        let files = vec![file];
+        Ok(Self { files, members })
     }
 
     pub fn contains(&self, name: &str) -> bool {
         self.find(name.as_bytes()).is_some()
     }
 
-    /// Offset and length of a file.
-    pub fn place(&self, name: &str) -> Result<(u64, u64), ImageError> {
+    pub fn place(&self, name: &str) -> Result<Place, ImageError> {
         self.find(name.as_bytes()).ok_or_else(|| {
             ImageError::corrupt(format!(
                 "The archive has no file {}; it is incomplete",
@@ -99,25 +127,30 @@ impl Archive {
         })
     }
 
-    pub fn section(&self, offset: u64, length: u64) -> Section<'_> {
+    pub fn section(&self, blob: &Blob) -> Section<'_> {
+        self.window(blob.place)
+    }
+
+    fn window(&self, place: Place) -> Section<'_> {
         Section {
-            file: &self.file,
-            position: offset,
-            end: offset.saturating_add(length),
+            file: &self.files[place.file],
+            position: place.offset,
+            end: place.offset.saturating_add(place.length),
         }
     }
 
     /// A whole small file.
     pub fn read(&self, name: &str, limit: u64) -> Result<Vec<u8>, ImageError> {
-        let (offset, length) = self.place(name)?;
-        if length > limit {
+        let place = self.place(name)?;
+        if place.length > limit {
+            let length = place.length;
             return Err(ImageError::too_large(format!(
                 "{} has {length} bytes, at most {limit} are allowed",
                 printable(name.as_bytes())
             )));
         }
         let mut bytes = Vec::new();
-        self.section(offset, length)
+        self.window(place)
             .read_to_end(&mut bytes)
             .map_err(|error| ImageError::reading(printable(name.as_bytes()), &error))?;
         Ok(bytes)
@@ -144,11 +177,11 @@ impl Archive {
         Ok(bytes)
     }
 
-    fn find(&self, name: &[u8]) -> Option<(u64, u64)> {
+    fn find(&self, name: &[u8]) -> Option<Place> {
         let mut name = name.to_vec();
         for _ in 0..=LINK_LIMIT {
             match self.members.get(&name)? {
-                Member::File { offset, length } => return Some((*offset, *length)),
+                Member::File(place) => return Some(*place),
                 Member::Link(target) => name.clone_from(target),
             }
         }

@@ -57,10 +57,9 @@ pub fn open(
     }
     let mut layers = Vec::new();
     for (name, diff_id) in saved.layers.iter().zip(config.diff_ids) {
-        let (offset, length) = archive.place(name)?;
+        let place = archive.place(name)?;
         layers.push(Blob {
-            offset,
-            length,
+            place,
             digest: None,
             diff_id,
         });
@@ -135,7 +134,7 @@ fn manifest_digest(config: &Digest, size: u64, layers: &[Blob]) -> Result<Digest
     };
     let layers = layers
         .iter()
-        .map(|blob| descriptor(MediaType::ImageLayer, blob.length, &blob.diff_id))
+        .map(|blob| descriptor(MediaType::ImageLayer, blob.place.length, &blob.diff_id))
         .collect::<Result<Vec<_>, _>>()?;
     let manifest = ImageManifestBuilder::default()
         .schema_version(SCHEMA_VERSION)

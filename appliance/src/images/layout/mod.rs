@@ -23,7 +23,8 @@ mod tests;
 use oci_spec::image::{Arch, ImageConfiguration, Os};
 use serde::{Deserialize, Serialize};
 
-pub use self::archive::{Archive, Section};
+pub use self::archive::{Archive, Place, Section};
+pub use self::oci::for_this_host;
 use super::Limits;
 use super::digest::Digest;
 use super::error::ImageError;
@@ -67,8 +68,7 @@ pub struct ImageConfig {
 /// A layer in the archive.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Blob {
-    pub offset: u64,
-    pub length: u64,
+    pub place: Place,
     /// Digest of the bytes as stored. `None` where the archive does not say (docker-archive).
     pub digest: Option<Digest>,
     /// Digest of the unpacked tar.
@@ -98,6 +98,15 @@ pub fn open(
         Transport::OciArchive => oci::open(archive, reference, limits),
         Transport::DockerArchive => docker::open(archive, reference, limits),
     }
+}
+
+/// The image of one manifest, out of an archive of blobs.
+pub fn open_manifest(
+    archive: &Archive,
+    manifest: Digest,
+    limits: &Limits,
+) -> Result<Image, ImageError> {
+    oci::open_manifest(archive, manifest, limits)
 }
 
 /// A parsed config blob: what is kept of it, and the diff ids.

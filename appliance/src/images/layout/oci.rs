@@ -45,6 +45,23 @@ pub fn open(
     image(archive, digest, &manifest, names, limits)
 }
 
+/// The image whose manifest this is. Names are not in it.
+pub fn open_manifest(
+    archive: &Archive,
+    digest: Digest,
+    limits: &Limits,
+) -> Result<Image, ImageError> {
+    let size = archive.place(&blob_name(&digest))?.length;
+    let bytes = archive.read_blob(&digest, size, "manifest", limits.manifest_bytes)?;
+    image(
+        archive,
+        digest,
+        &parse(&bytes, "the manifest")?,
+        Vec::new(),
+        limits,
+    )
+}
+
 /// The entries that `reference` means. Without one, all of them, if they are one image: a single
 /// entry, or an image for several platforms laid out flat.
 fn by_name<'a>(
@@ -119,7 +136,8 @@ fn manifest(
     Err(ImageError::corrupt("Image indexes are nested too deep"))
 }
 
-fn for_this_host<'a>(entries: &[&'a Descriptor]) -> Result<&'a Descriptor, ImageError> {
+/// The entry of an index that runs here.
+pub fn for_this_host<'a>(entries: &[&'a Descriptor]) -> Result<&'a Descriptor, ImageError> {
     if let [only] = entries
         && only.platform().is_none()
     {
@@ -221,17 +239,16 @@ fn layer(archive: &Archive, descriptor: &Descriptor, diff_id: Digest) -> Result<
         )));
     }
     let digest = sha256(descriptor)?;
-    let (offset, length) = archive.place(&blob_name(&digest))?;
-    if length != descriptor.size() {
+    let place = archive.place(&blob_name(&digest))?;
+    if place.length != descriptor.size() {
         return Err(wrong_size(
             &format!("layer {digest}"),
             descriptor.size(),
-            length,
+            place.length,
         ));
     }
     Ok(Blob {
-        offset,
-        length,
+        place,
         digest: Some(digest),
         diff_id,
     })

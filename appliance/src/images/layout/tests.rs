@@ -307,7 +307,7 @@ fn docker_archive_is_read_and_linked_layers_are_found() {
     assert_eq!(image.names, ["app:1.0", "registry.example/team/app:latest"]);
     assert_eq!(image.layers.len(), 2);
     assert_eq!(image.layers[0], image.layers[1]);
-    assert_eq!(image.layers[0].length, saved_layer().len() as u64);
+    assert_eq!(image.layers[0].place.length, saved_layer().len() as u64);
 }
 
 #[test]

@@ -28,6 +28,7 @@ const BLOCK: usize = 512;
 fn limits() -> Limits {
     Limits {
         archive_bytes: 1 << 20,
+        layer_bytes: 1 << 20,
         unpacked_bytes: 4 << 20,
         archive_members: 100,
         files: 1000,

@@ -11,8 +11,8 @@ use hyper::body::Frame;
 use crate::images::digest::Digest;
 use crate::images::testing::{Layer, OciArchive};
 use crate::images::{
-    Action, Cache, ImageError, ImageErrorCode, ImportRequest, Imported, Job, JobReport, JobRunner,
-    Limits, Transport, import, worker,
+    Cache, ImageError, ImageErrorCode, ImportRequest, Imported, Job, JobReport, JobRunner, Limits,
+    Transport, import, worker,
 };
 
 /// Runs jobs on a thread of this process, and counts the builds.
@@ -23,7 +23,7 @@ struct Threads {
 
 impl JobRunner for Threads {
     async fn run(&self, job: Job, fds: Vec<OwnedFd>) -> Result<JobReport, ImageError> {
-        if job.action == Action::Build {
+        if job.build {
             self.builds.fetch_add(1, Ordering::SeqCst);
         }
         tokio::task::spawn_blocking(move || worker::run(job, fds))
@@ -170,7 +170,7 @@ struct Liar;
 
 impl JobRunner for Liar {
     async fn run(&self, job: Job, fds: Vec<OwnedFd>) -> Result<JobReport, ImageError> {
-        let is_build = job.action == Action::Build;
+        let is_build = job.build;
         let mut report = worker::run(job, fds)?;
         if is_build {
             report.digest = Digest::of(b"another image");
@@ -193,13 +193,13 @@ async fn report_that_changes_its_mind_is_not_published() {
 /// A host whose disk is full while one of the files of the build is written.
 struct FullDisk {
     threads: Threads,
-    /// As at `Action::Build`; `None`: there is room again.
+    /// A place as `Job` says it, which builds from an archive; `None`: there is room again.
     full: Option<usize>,
 }
 
 impl JobRunner for FullDisk {
     async fn run(&self, job: Job, mut fds: Vec<OwnedFd>) -> Result<JobReport, ImageError> {
-        if let (Action::Build, Some(full)) = (job.action, self.full) {
+        if let (true, Some(full)) = (job.build, self.full) {
             // Every write to it fails with ENOSPC, as on a full file system.
             let device = std::fs::File::options()
                 .read(true)
@@ -256,7 +256,7 @@ async fn image_is_held_while_it_is_imported() {
 
     impl JobRunner for Remover<'_> {
         async fn run(&self, job: Job, fds: Vec<OwnedFd>) -> Result<JobReport, ImageError> {
-            let is_build = job.action == Action::Build;
+            let is_build = job.build;
             let report = self.0.run(job, fds).await?;
             if is_build {
                 assert!(self.1.begin_removal(&report.digest).is_none());

@@ -1,0 +1,156 @@
+//! The secrets of a pool, and what its image is pulled with. Values are written and never read: an answer
+//! has their names, and a body that has no value for a name keeps the one that is there.
+
+use serde_json::{Value, json};
+
+use super::raw::{Raw, dotted, invalid, missing, unsupported};
+use crate::admin::vault::Vault;
+use crate::front::refusal::Refusal;
+use crate::images::registry::{Credentials, RegistryHost};
+use crate::store::{PoolRecord, PoolSecret, RegistryLogin};
+
+const SECRETS: &str = "/properties/secrets";
+pub const REGISTRY: &str = "/properties/customContainerTemplate/registryCredentials";
+const NAME_LIMIT: usize = 253;
+/// Longest value: a password or a token, not a file.
+const VALUE_LIMIT: usize = 64 << 10;
+
+/// The secrets as they are to be kept.
+pub fn read(
+    raw: &Raw<'_>,
+    pool: &str,
+    current: Option<&PoolRecord>,
+    vault: &Vault,
+) -> Result<Vec<PoolSecret>, Refusal> {
+    let mut secrets: Vec<PoolSecret> = Vec::new();
+    for path in raw.items(SECRETS, "a list of {name, value}")? {
+        let at = format!("{path}/name");
+        let name = raw.required_text(&at)?;
+        if !is_name(&name) {
+            return Err(invalid(
+                &at,
+                format!(
+                    "{} must be lower-case letters, digits, '-' and '.'",
+                    dotted(&at)
+                ),
+            ));
+        }
+        if secrets.iter().any(|secret| secret.name == name) {
+            return Err(invalid(&at, format!("{} is there twice", dotted(&at))));
+        }
+        let at = format!("{path}/value");
+        // No message repeats a value, however wrong it is.
+        let secret = match raw.get(&at) {
+            Some(Value::String(value)) if value.len() <= VALUE_LIMIT && !value.contains('\0') => {
+                vault
+                    .seal(pool, &name, value)
+                    .map_err(|error| Refusal::internal("A secret cannot be sealed", error))?
+            }
+            Some(_) => {
+                let message = format!(
+                    "{} must be a string of at most {VALUE_LIMIT} bytes",
+                    dotted(&at)
+                );
+                return Err(invalid(&at, message));
+            }
+            None => current
+                .and_then(|pool| pool.secrets.iter().find(|secret| secret.name == name))
+                .cloned()
+                .ok_or_else(|| missing(&at, "a new secret needs one"))?,
+        };
+        secrets.push(secret);
+    }
+    Ok(secrets)
+}
+
+/// The names; values are not told to anybody.
+pub fn render(pool: &PoolRecord) -> Value {
+    pool.secrets
+        .iter()
+        .map(|secret| json!({ "name": secret.name }))
+        .collect()
+}
+
+/// Which user of which registry, and which of `secrets` is the password.
+pub fn login(raw: &Raw<'_>, secrets: &[PoolSecret]) -> Result<Option<RegistryLogin>, Refusal> {
+    if raw.get(REGISTRY).is_none() {
+        return Ok(None);
+    }
+    let identity = format!("{REGISTRY}/identity");
+    if raw
+        .text(&identity)?
+        .is_some_and(|identity| !identity.is_empty())
+    {
+        let message = format!("{} is not supported by this version", dotted(&identity));
+        return Err(unsupported(&identity, message));
+    }
+    let (server, old) = (
+        format!("{REGISTRY}/server"),
+        format!("{REGISTRY}/registryServer"),
+    );
+    let at = if raw.get(&server).is_none() && raw.get(&old).is_some() {
+        old
+    } else {
+        server
+    };
+    let host: RegistryHost = raw
+        .required_text(&at)?
+        .trim_start_matches("https://")
+        .trim_end_matches('/')
+        .parse()
+        .map_err(|why| invalid(&at, format!("{}: {why}", dotted(&at))))?;
+    let username = raw.required_text(&format!("{REGISTRY}/username"))?;
+    let at = format!("{REGISTRY}/passwordSecretRef");
+    let password = raw.required_text(&at)?;
+    if !secrets.iter().any(|secret| secret.name == password) {
+        let message = format!("{} names no secret of {}", dotted(&at), dotted(SECRETS));
+        return Err(invalid(&at, message));
+    }
+    Ok(Some(RegistryLogin {
+        server: host.as_str().to_owned(),
+        username,
+        password_secret_ref: password,
+    }))
+}
+
+pub fn render_login(pool: &PoolRecord) -> Option<Value> {
+    pool.registry.as_ref().map(|login| {
+        json!({
+            "server": login.server,
+            "username": login.username,
+            "passwordSecretRef": login.password_secret_ref,
+        })
+    })
+}
+
+/// What to say to the registry.
+pub fn credentials(
+    pool: &str,
+    login: &RegistryLogin,
+    secrets: &[PoolSecret],
+    vault: &Vault,
+) -> Result<Option<Credentials>, Refusal> {
+    let named = secrets
+        .iter()
+        .find(|secret| secret.name == login.password_secret_ref);
+    let (Some(secret), Ok(server)) = (named, login.server.parse()) else {
+        return Ok(None);
+    };
+    let password = vault.open(pool, secret).map_err(|error| {
+        let message = format!(
+            "The secret {:?} cannot be read, {error}: give its value again",
+            secret.name
+        );
+        invalid(SECRETS, message)
+    })?;
+    Ok(Some(Credentials {
+        server,
+        username: login.username.clone(),
+        password,
+    }))
+}
+
+fn is_name(name: &str) -> bool {
+    let allowed = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'-' | b'.');
+    name.len() <= NAME_LIMIT && name.bytes().all(allowed)
+}
