@@ -17,6 +17,7 @@ mod forks_state;
 mod forks_unique;
 mod forwarding;
 mod guest_end;
+mod image_removal;
 mod inside;
 mod kill_appliance;
 mod kill_images;
@@ -52,6 +53,7 @@ fn main() -> ExitCode {
         ready::TESTS,
         kill_workers::TESTS,
         kill_images::TESTS,
+        image_removal::TESTS,
         kill_appliance::TESTS,
         registry::TESTS,
         sources::TESTS,
