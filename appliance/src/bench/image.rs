@@ -9,7 +9,8 @@ use sha2::{Digest as _, Sha256};
 use wire::ContainerSpec;
 
 use crate::guest::memory_file;
-use crate::images::{Input, Job, JobReport, Limits, Transport};
+use crate::images::worker::run_shaped;
+use crate::images::{Input, Job, JobReport, Limits, Shape, Transport};
 use crate::worker::WorkerHost;
 
 /// An archive and the port that its container serves.
@@ -50,6 +51,23 @@ impl Image {
         let (root, report) = unpack(workers, job, archive)
             .await
             .with_context(|| format!("Cannot make an image of {path}"))?;
+        Self::of(root, report, &path.to_string(), source.target_port)
+    }
+
+    /// The same with a root image of this shape, made in this process, and how long that is.
+    pub fn shaped(source: &Source, archive: File, shape: Shape) -> anyhow::Result<(Self, u64)> {
+        let path = source.path.display();
+        let job = build(source.transport, source.reference.clone());
+        let output = memory_file("bench")?;
+        let files = [archive, output.try_clone()?, memory_file("bench")?];
+        let report = run_shaped(job, files.map(Into::into).into(), shape)
+            .with_context(|| format!("Cannot make an image of {path}"))?;
+        let bytes = report.bytes;
+        let image = Self::of(output, report, &path.to_string(), source.target_port)?;
+        Ok((image, bytes))
+    }
+
+    fn of(root: File, report: JobReport, path: &str, target_port: u16) -> anyhow::Result<Self> {
         let config = report.config;
         let argv = [config.entrypoint, config.cmd].concat();
         ensure!(!argv.is_empty(), "The image in {path} names nothing to run");
@@ -59,7 +77,7 @@ impl Image {
             working_dir: config.working_dir,
             user: config.user,
             stop_signal: config.stop_signal.unwrap_or_default(),
-            target_port: source.target_port,
+            target_port,
         };
         Ok(Self { root, container })
     }

@@ -4,6 +4,7 @@
 //! what a session waits for: folder, disk, process, guest.
 //!
 //! - `cold_boot`, `fork`, `memory`: what is measured. `distinct`: what is made sure of, with more forks than a test has time for.
+//! - `shapes`: root images, and how they are cut and packed.
 //! - `run`: one launch, timed step by step. `golden`: a golden of its own. `image`: what the guests run.
 //! - `figures`: medians, percentiles and breakdowns; pure.
 
@@ -15,6 +16,7 @@ mod golden;
 pub mod image;
 mod memory;
 mod run;
+pub mod shapes;
 
 use serde::{Deserialize, Serialize};
 
@@ -43,6 +45,7 @@ pub enum Measure {
         forks: Vec<u32>,
     },
     Distinct(distinct::Plan),
+    Shapes(shapes::Plan),
 }
 
 /// Measures and prints.
@@ -64,6 +67,10 @@ pub async fn run(workers: &WorkerHost, paths: &Paths, plan: Plan) -> anyhow::Res
         Measure::Distinct(plan) => {
             let report = distinct::measure(workers, paths, plan).await?;
             verdict = report.check();
+            (report.json(), report.text())
+        }
+        Measure::Shapes(plan) => {
+            let report = shapes::measure(workers, plan).await?;
             (report.json(), report.text())
         }
     };

@@ -4,9 +4,9 @@ use std::fs::Permissions;
 use std::io;
 use std::os::unix::fs::PermissionsExt as _;
 
-use super::args::{BenchCommand, BenchDistinct, BenchFork};
+use super::args::{BenchCommand, BenchDistinct, BenchFork, BenchImage};
 use super::source::{Source, Transport};
-use crate::bench::{Measure, Plan, distinct, fork, image};
+use crate::bench::{Measure, Plan, distinct, fork, image, shapes};
 use crate::config::{self, Overrides};
 use crate::exit::{Exit, Failure};
 use crate::images;
@@ -19,6 +19,11 @@ const ORPHAN_LIMIT_SECONDS: u32 = 10;
 pub fn run(command: BenchCommand) -> Result<Exit, Failure> {
     let spares = spares(&command);
     let plan = plan(command)?;
+    if let Measure::Shapes(shapes) = &plan.measure
+        && shapes.rounds == 0
+    {
+        return build_only(shapes, plan.json);
+    }
     let failed = |error: io::Error| Failure::of(Exit::Failed, &error);
     let root = tempfile::Builder::new()
         .prefix("cabana-bench-")
@@ -34,11 +39,27 @@ pub fn run(command: BenchCommand) -> Result<Exit, Failure> {
     super::run_warden(config, Task::Bench(plan))
 }
 
+/// Needs no guests, and so no other process.
+fn build_only(plan: &shapes::Plan, json: bool) -> Result<Exit, Failure> {
+    let report = shapes::build(plan)
+        .map_err(|error| Failure::new(Exit::Failed, format!("{error:#}").replace('\n', " ")))?;
+    super::output::print(json, &report.json(), |_| report.text())?;
+    Ok(Exit::Ok)
+}
+
+fn shapes_plan(bench: BenchImage) -> Result<shapes::Plan, Failure> {
+    Ok(shapes::Plan {
+        image: image_source(bench.image, bench.target_port)?,
+        shapes: bench.shapes,
+        rounds: bench.rounds,
+    })
+}
+
 fn spares(command: &BenchCommand) -> Option<u32> {
     match command {
         BenchCommand::ColdBoot { spares, .. } => *spares,
         BenchCommand::Fork(fork) => fork.spares,
-        BenchCommand::Distinct(_) | BenchCommand::Memory { .. } => None,
+        BenchCommand::Distinct(_) | BenchCommand::Memory { .. } | BenchCommand::Image(_) => None,
     }
 }
 
@@ -55,6 +76,10 @@ fn plan(command: BenchCommand) -> Result<Plan, Failure> {
         BenchCommand::Distinct(distinct) => Plan {
             json: distinct.json,
             measure: Measure::Distinct(distinct_plan(distinct)?),
+        },
+        BenchCommand::Image(image) => Plan {
+            json: image.json,
+            measure: Measure::Shapes(shapes_plan(image)?),
         },
         BenchCommand::Memory { forks, json } => Plan {
             measure: Measure::Memory { forks },

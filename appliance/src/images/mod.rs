@@ -51,6 +51,7 @@ pub use self::cache::{Cache, Hold, ImageRecord};
 pub use self::digest::Digest;
 pub use self::error::{ImageError, ImageErrorCode};
 pub use self::layout::Transport;
+pub use self::squash::Shape;
 pub use self::worker::{Input, Job, JobReport};
 
 /// What an import may use up. Part of the job: the worker enforces most of it.

@@ -21,7 +21,7 @@ use super::flatten::Flattener;
 use super::layer::{Budget, Unpacker};
 use super::layout::{self, Archive, Image, ImageConfig, Transport};
 use super::spool::Spool;
-use super::squash;
+use super::squash::{self, Shape};
 
 /// Longest report as JSON. It travels in one message over a socket.
 pub const REPORT_LIMIT: usize = 64 * 1024;
@@ -70,6 +70,11 @@ pub struct JobReport {
 
 /// Does the job. Blocks for as long as it takes.
 pub fn run(job: Job, fds: Vec<OwnedFd>) -> Result<JobReport, ImageError> {
+    run_shaped(job, fds, Shape::default())
+}
+
+/// The same with a root image of another shape, to be measured.
+pub fn run_shaped(job: Job, fds: Vec<OwnedFd>, shape: Shape) -> Result<JobReport, ImageError> {
     let mut files = fds.into_iter().map(File::from);
     let mut next = |what: &str| {
         files
@@ -98,7 +103,7 @@ pub fn run(job: Job, fds: Vec<OwnedFd>) -> Result<JobReport, ImageError> {
         true => {
             let output = next("output file")?;
             let spool = next("spool file")?;
-            build(&archive, &image, &output, spool, limits)?
+            build(&archive, &image, &output, spool, limits, shape)?
         }
     };
     let report = JobReport {
@@ -119,6 +124,7 @@ fn build(
     output: &File,
     spool: File,
     limits: &Limits,
+    shape: Shape,
 ) -> Result<(Vec<String>, u64), ImageError> {
     let mut unpacker = Unpacker {
         flattener: Flattener::new(limits),
@@ -137,7 +143,7 @@ fn build(
         .finish()
         .map_err(|error| ImageError::storage("write to the temporary file", &error))?;
     let (tree, warnings) = unpacker.flattener.finish();
-    let bytes = squash::write(&tree, &spool, output)?;
+    let bytes = squash::write(&tree, &spool, output, shape)?;
     Ok((warnings, bytes))
 }
 

@@ -4,6 +4,7 @@ use clap::{Args, Subcommand};
 
 use super::JSON_HELP;
 use crate::cli::source::Source;
+use crate::images::Shape;
 use crate::worker::spec::ForkPoint;
 
 const SPARES_HELP: &str = "Workers made ahead [default: as the service has]; with 0 every measurement begins with the start of a process";
@@ -23,6 +24,8 @@ pub enum BenchCommand {
     Fork(BenchFork),
     /// Ask forks of one golden the same question; fails when two give the same answer
     Distinct(BenchDistinct),
+    /// Build the root image of an archive in several shapes, and start a container from each
+    Image(BenchImage),
     /// Print what idle forks take of this host's memory
     Memory {
         /// How many forks to look at
@@ -83,6 +86,32 @@ pub struct BenchDistinct {
     /// The question
     #[arg(long, default_value = "/")]
     pub path: String,
+    #[arg(long, help = JSON_HELP)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  cabana bench image --image oci-archive:/python.tar --target-port 8000
+  cabana bench image --image oci-archive:/python.tar --rounds 0 --shapes zstd1/128K,zstd19/1024K")]
+pub struct BenchImage {
+    /// oci-archive:FILE or docker-archive:FILE. The appliance's user must be able to read it
+    #[arg(long, value_name = "SOURCE")]
+    pub image: Source,
+    /// The port on which the container serves HTTP
+    #[arg(long, value_name = "PORT", default_value_t = 8080, value_parser = clap::value_parser!(u16).range(1..))]
+    pub target_port: u16,
+    /// zstdLEVEL/BLOCK or stored/BLOCK
+    #[arg(
+        long,
+        value_name = "SHAPES",
+        value_delimiter = ',',
+        default_value = "zstd1/128K,zstd3/32K,zstd3/64K,zstd3/128K,zstd3/256K,zstd3/1024K,zstd9/128K,zstd15/128K,stored/128K"
+    )]
+    pub shapes: Vec<Shape>,
+    /// Containers started from each; with 0 only the builds are measured, which needs no KVM
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(0..=100))]
+    pub rounds: u32,
     #[arg(long, help = JSON_HELP)]
     pub json: bool,
 }

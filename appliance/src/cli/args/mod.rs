@@ -13,7 +13,7 @@ mod pools;
 mod registry;
 mod sessions;
 
-pub use bench::{BenchCommand, BenchDistinct, BenchFork};
+pub use bench::{BenchCommand, BenchDistinct, BenchFork, BenchImage};
 pub use images::{InspectImage, ListImages, PruneImages, RemoveImages};
 pub use pools::{
     CreatePool, Life, LifecycleType, ListPools, PoolTarget, SessionPoolCommand, UpdatePool,

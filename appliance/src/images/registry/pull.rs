@@ -143,7 +143,10 @@ impl Puller {
         let name = reference.to_string();
         let repositories = Repository::all_of(reference, credentials, &inner.registries).await?;
         let repositories = Arc::new(repositories);
-        if let Some(pulled) = inner.pulled.get(&name)
+        let pulled = inner.pulled.get(&name);
+        // Nobody may remove it while the registry is asked.
+        let _held = pulled.as_ref().map(|it| inner.cache.hold(&it.image));
+        if let Some(pulled) = pulled
             && let Some(image) = inner.cache.get(pulled.image.as_str())
             && inner.source(&repositories, reference).await? == Some(pulled.source.clone())
         {
@@ -156,6 +159,8 @@ impl Puller {
         }
         let (source, document, needed) = inner.resolve(&repositories, reference).await?;
         let digest = document.digest.clone();
+        // Until it has its name.
+        let _held = inner.cache.hold(&digest);
         reporter.report(Progress::Resolved {
             image: name.clone(),
             digest: digest.clone(),

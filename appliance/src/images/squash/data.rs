@@ -12,7 +12,7 @@ use std::thread;
 use sha2::{Digest as _, Sha256};
 
 use super::meta::{compression_error, compressor};
-use super::{BLOCK_BYTES, Output, Survey, file_extent, fits};
+use super::{Output, Shape, Survey, file_extent, fits};
 use crate::images::error::ImageError;
 use crate::images::spool::SpoolReader;
 use crate::images::tree::{Extent, InodeId, Tree};
@@ -90,6 +90,7 @@ pub(super) struct DataWriter<'a, 'o> {
     taken: usize,
     data: Data,
     fragment: Vec<u8>,
+    block_bytes: usize,
 }
 
 impl<'a, 'o> DataWriter<'a, 'o> {
@@ -99,19 +100,20 @@ impl<'a, 'o> DataWriter<'a, 'o> {
         survey: &Survey,
         spool: &'a SpoolReader,
         out: &'a mut Output<'o>,
-        level: i32,
+        shape: Shape,
         threads: usize,
     ) -> Result<Data, ImageError> {
         thread::scope(|scope| {
             let mut lanes = Vec::new();
             for _ in 0..threads.max(1) {
-                let mut compressor = compressor(level)?;
+                let compressor = (!shape.is_stored).then(|| compressor(shape.level));
+                let mut compressor = compressor.transpose()?;
                 let (todo, todo_here) = channel::<Vec<u8>>();
                 let (done_here, done) = channel();
                 // Ends when `todo` is dropped with the writer, on success and on error alike.
                 scope.spawn(move || {
                     for block in todo_here {
-                        if done_here.send(pack(&mut compressor, block)).is_err() {
+                        if done_here.send(pack(compressor.as_mut(), block)).is_err() {
                             break;
                         }
                     }
@@ -130,7 +132,8 @@ impl<'a, 'o> DataWriter<'a, 'o> {
                     of_inode: vec![None; tree.inode_slots()],
                     fragments: Vec::new(),
                 },
-                fragment: Vec::with_capacity(BLOCK_BYTES),
+                fragment: Vec::with_capacity(shape.block_bytes()),
+                block_bytes: shape.block_bytes(),
             };
             writer.files(tree, survey)?;
             writer.close_fragment()?;
@@ -191,7 +194,7 @@ impl<'a, 'o> DataWriter<'a, 'o> {
             length: extent.length,
             ..FileData::default()
         });
-        if extent.length < BLOCK_BYTES as u64 {
+        if extent.length < self.block_bytes as u64 {
             return self.small_file(file, extent);
         }
         let mut offset = 0;
@@ -216,7 +219,7 @@ impl<'a, 'o> DataWriter<'a, 'o> {
             return Ok(());
         }
         let bytes = self.read(extent, 0)?;
-        if self.fragment.len() + bytes.len() > BLOCK_BYTES {
+        if self.fragment.len() + bytes.len() > self.block_bytes {
             self.close_fragment()?;
         }
         let place = (fits(self.data.fragments.len())?, fits(self.fragment.len())?);
@@ -229,7 +232,7 @@ impl<'a, 'o> DataWriter<'a, 'o> {
         if self.fragment.is_empty() {
             return Ok(());
         }
-        let block = std::mem::replace(&mut self.fragment, Vec::with_capacity(BLOCK_BYTES));
+        let block = std::mem::replace(&mut self.fragment, Vec::with_capacity(self.block_bytes));
         let index = self.data.fragments.len();
         self.data.fragments.push((0, 0));
         self.hand_out(block, Owner::Fragment { index })
@@ -238,8 +241,8 @@ impl<'a, 'o> DataWriter<'a, 'o> {
     /// At most one block.
     fn read(&self, extent: Extent, offset: u64) -> Result<Vec<u8>, ImageError> {
         let length = usize::try_from(extent.length - offset)
-            .unwrap_or(BLOCK_BYTES)
-            .min(BLOCK_BYTES);
+            .unwrap_or(self.block_bytes)
+            .min(self.block_bytes);
         let mut block = vec![0; length];
         self.spool
             .read(extent, offset, &mut block)
@@ -284,7 +287,16 @@ impl<'a, 'o> DataWriter<'a, 'o> {
     }
 }
 
-fn pack(compressor: &mut zstd::bulk::Compressor<'_>, block: Vec<u8>) -> std::io::Result<Packed> {
+fn pack(
+    compressor: Option<&mut zstd::bulk::Compressor<'_>>,
+    block: Vec<u8>,
+) -> std::io::Result<Packed> {
+    let Some(compressor) = compressor else {
+        return Ok(Packed {
+            bytes: block,
+            is_stored: true,
+        });
+    };
     let bytes = compressor.compress(&block)?;
     Ok(match bytes.len() < block.len() {
         true => Packed {

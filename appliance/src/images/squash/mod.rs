@@ -19,8 +19,7 @@
 //! threads compress them.
 //!
 //! # Compression
-//! zstd level 3; the numbers that chose it are at `LEVEL`. Blocks of 128 KiB, squashfs's default:
-//! larger ones save a little space, but a guest that reads 4 KiB decompresses a whole block.
+//! See `Shape`. A guest that reads 4 KiB decompresses a whole block, so larger blocks are no gain as such.
 //!
 //! # Not here
 //! Tail packing, directory indexes (only speed up very large directories), NFS export table.
@@ -34,9 +33,13 @@ pub mod reader;
 mod tests;
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
 
 use self::data::DataWriter;
 use self::meta::write_table;
@@ -47,8 +50,6 @@ use super::tree::{InodeId, Node, Tree};
 
 const MAGIC: u32 = 0x7371_7368;
 const SUPERBLOCK_BYTES: u64 = 96;
-const BLOCK_LOG: u16 = 17;
-const BLOCK_BYTES: usize = 1 << BLOCK_LOG;
 const COMPRESSION_ZSTD: u16 = 6;
 /// Data of equal files is stored once. A note to readers, nothing depends on it.
 const FLAG_DUPLICATES: u16 = 0x40;
@@ -57,37 +58,96 @@ const NOT_THERE: u64 = u64::MAX;
 /// A block device has whole sectors; 4 KiB suits every one.
 const PADDING: u64 = 4096;
 
-/// zstd level, chosen by building one image (Debian with python3, 11,000 files, 220 MB) at each.
-/// Processor time of the whole import, and size:
-///
-/// | level | 1 | 3 | 6 | 9 | 12 | 15 | 19 |
-/// | --- | --- | --- | --- | --- | --- | --- | --- |
-/// | seconds | 1.4 | 1.7 | 3.6 | 5.0 | 14 | 30 | 84 |
-/// | MB | 83.5 | 79.4 | 75.3 | 74.5 | 74.0 | 70.0 | 69.1 |
-///
-/// Above 3 each percent of size costs tens of percent of time, and a pool waits for its image.
-/// Reading does not depend on the level.
-const LEVEL: i32 = 3;
+/// How file data is cut and packed. Images are made with the default; the others are there to be measured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Shape {
+    /// Of zstd.
+    pub level: i32,
+    /// File data is not compressed at all; names and attributes are.
+    pub is_stored: bool,
+    /// Blocks have two to the power of this bytes. The format allows 12 to 20.
+    pub block_log: u16,
+}
+
+impl Default for Shape {
+    /// Chosen by `cabana bench image`; the figures are in `decisions/root-image-compression.md`.
+    fn default() -> Self {
+        Self {
+            level: 3,
+            is_stored: false,
+            block_log: 17,
+        }
+    }
+}
+
+/// `zstd3/128K`, `stored/1024K`.
+impl fmt::Display for Shape {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let kib = 1 << (self.block_log - 10);
+        match self.is_stored {
+            true => write!(f, "stored/{kib}K"),
+            false => write!(f, "zstd{}/{kib}K", self.level),
+        }
+    }
+}
+
+impl FromStr for Shape {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let parse = || {
+            let (packing, block) = text.split_once('/')?;
+            let block: u32 = block.strip_suffix('K')?.parse().ok()?;
+            let is_possible = block.is_power_of_two() && (4..=1024).contains(&block);
+            let level = match packing.strip_prefix("zstd") {
+                Some(level) => level
+                    .parse()
+                    .ok()
+                    .filter(|level| (1..=22).contains(level))?,
+                None if packing == "stored" => Self::default().level,
+                None => return None,
+            };
+            is_possible.then_some(Self {
+                level,
+                is_stored: packing == "stored",
+                block_log: u16::try_from(block.ilog2() + 10).ok()?,
+            })
+        };
+        parse().ok_or_else(|| "zstd1/4K to zstd22/1024K, or stored/4K to stored/1024K".to_owned())
+    }
+}
+
+impl Shape {
+    fn block_bytes(self) -> usize {
+        1 << self.block_log
+    }
+}
 
 /// Writes the tree as an image into the empty file `out`; returns its length.
-pub fn write(tree: &Tree, spool: &SpoolReader, out: &File) -> Result<u64, ImageError> {
+pub fn write(
+    tree: &Tree,
+    spool: &SpoolReader,
+    out: &File,
+    shape: Shape,
+) -> Result<u64, ImageError> {
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
-    write_with(tree, spool, out, LEVEL, threads.min(data::MAX_THREADS))
+    write_with(tree, spool, out, shape, threads.min(data::MAX_THREADS))
 }
 
 fn write_with(
     tree: &Tree,
     spool: &SpoolReader,
     out: &File,
-    level: i32,
+    shape: Shape,
     threads: usize,
 ) -> Result<u64, ImageError> {
+    let level = shape.level;
     let survey = Survey::of(tree);
     let mut out = Output {
         file: out,
         position: SUPERBLOCK_BYTES,
     };
-    let data = DataWriter::run(tree, &survey, spool, &mut out, level, threads)?;
+    let data = DataWriter::run(tree, &survey, spool, &mut out, shape, threads)?;
     let ids = Ids::of(tree, &survey)?;
     let mut nodes = NodeWriter::new(tree, &survey, &data, &ids, level)?;
     let root = nodes.write_all()?;
@@ -112,6 +172,7 @@ fn write_with(
         inode_table,
         directory_table,
         fragment_table,
+        block_log: shape.block_log,
     };
     let bytes = out.position.next_multiple_of(PADDING);
     out.file
@@ -133,6 +194,7 @@ struct Superblock {
     inode_table: u64,
     directory_table: u64,
     fragment_table: u64,
+    block_log: u16,
 }
 
 impl Superblock {
@@ -146,10 +208,23 @@ impl Superblock {
         let time = 0u32;
         let export_table = NOT_THERE;
         let mut block = Vec::new();
-        for value in [MAGIC, self.inodes, time, 1 << BLOCK_LOG, self.fragments] {
+        for value in [
+            MAGIC,
+            self.inodes,
+            time,
+            1 << self.block_log,
+            self.fragments,
+        ] {
             block.extend_from_slice(&value.to_le_bytes());
         }
-        for value in [COMPRESSION_ZSTD, BLOCK_LOG, flags, self.ids, major, minor] {
+        for value in [
+            COMPRESSION_ZSTD,
+            self.block_log,
+            flags,
+            self.ids,
+            major,
+            minor,
+        ] {
             block.extend_from_slice(&value.to_le_bytes());
         }
         for value in [

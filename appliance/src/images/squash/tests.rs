@@ -7,12 +7,15 @@ use std::path::Path;
 use backhand::{FilesystemReader, InnerNode};
 
 use super::reader::read_image;
-use super::{BLOCK_BYTES, write_with};
+use super::{Shape, write_with};
 use crate::images::Limits;
 use crate::images::flatten::Flattener;
 use crate::images::spool::{Spool, SpoolReader};
 use crate::images::testing::{Item, Layer, OciArchive, build, gzip};
 use crate::images::tree::{Dentry, Extent, InodeId, Meta, Node, Tree};
+
+/// As images have it; `other_shapes_are_read_as_well` tries more.
+const BLOCK_BYTES: usize = 1 << 17;
 
 /// Bytes that do not compress, the same each time.
 fn noise(length: usize, seed: u32) -> Vec<u8> {
@@ -67,7 +70,7 @@ impl TreeBuilder {
 
 fn image(tree: &Tree, spool: &SpoolReader, threads: usize) -> Vec<u8> {
     let mut file = tempfile::tempfile().unwrap();
-    write_with(tree, spool, &file, 3, threads).unwrap();
+    write_with(tree, spool, &file, Shape::default(), threads).unwrap();
     let mut bytes = Vec::new();
     file.rewind().unwrap();
     file.read_to_end(&mut bytes).unwrap();
@@ -359,7 +362,9 @@ fn more_owners_than_the_format_can_hold_are_refused() {
     }
     let (tree, spool) = builder.finish();
     let file = tempfile::tempfile().unwrap();
-    let error = write_with(&tree, &spool, &file, 3, 1).err().unwrap();
+    let error = write_with(&tree, &spool, &file, Shape::default(), 1)
+        .err()
+        .unwrap();
     assert!(error.message.contains("65535 owners"), "{error}");
 }
 
@@ -369,4 +374,41 @@ fn empty_image_is_an_image() {
     assert_eq!(read_image(&image), "/ d 0755 0:0 t=0 links=2 #1\n");
     assert_eq!(image.len(), 4096);
     assert_eq!(by_backhand(&image).len(), 1);
+}
+
+#[test]
+fn other_shapes_are_read_as_well_and_have_names() {
+    for text in ["zstd1/4K", "zstd19/1024K", "stored/32K"] {
+        let shape: Shape = text.parse().unwrap();
+        assert_eq!(shape.to_string(), text);
+        let mut builder = TreeBuilder::new();
+        let data = [noise(70_000, 1), vec![7; 3 << 20]].concat();
+        builder.file("big", &data);
+        builder.file("small", b"few");
+        let (tree, spool) = builder.finish();
+        let mut file = tempfile::tempfile().unwrap();
+        write_with(&tree, &spool, &file, shape, 2).unwrap();
+        let mut bytes = Vec::new();
+        file.rewind().unwrap();
+        file.read_to_end(&mut bytes).unwrap();
+        let text = read_image(&bytes);
+        let expected = &crate::images::testing::sha256(&data)[..8];
+        assert!(
+            text.contains(&format!("bytes {expected}")),
+            "{shape}: {text}"
+        );
+        assert_eq!(by_backhand(&bytes)["/small"].5, b"few");
+    }
+    for bad in [
+        "zstd3",
+        "zstd0/128K",
+        "zstd23/128K",
+        "zstd3/3K",
+        "zstd3/2048K",
+        "lz4/128K",
+        "stored3/4K",
+    ] {
+        assert!(bad.parse::<Shape>().is_err(), "{bad}");
+    }
+    assert_eq!(Shape::default().to_string(), "zstd3/128K");
 }

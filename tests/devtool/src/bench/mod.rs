@@ -5,9 +5,11 @@
 //! lab (`--firecracker`). Without that peer the time is printed and the promise is unchecked.
 //!
 //! - `promises`: one function for each row.
+//! - `image_build`: a root image, ours and that of others.
 //! - `runner`: runs `cabana bench` here or in the lab.
 //! - `peer`: what the other one does meanwhile.
 
+mod image_build;
 pub mod peer;
 mod promises;
 mod runner;

@@ -3,6 +3,7 @@
 use anyhow::{Context as _, Result, bail};
 use serde_json::Value;
 
+use super::image_build::image_build;
 use super::peer::Comparison;
 use super::runner::figure;
 use super::{Bench, Promise, Row};
@@ -27,6 +28,10 @@ pub const PROMISES: &[Promise] = &[
     Promise {
         id: "fork_memory",
         measure: fork_memory,
+    },
+    Promise {
+        id: "image_build",
+        measure: image_build,
     },
     Promise {
         id: "binary_size",
