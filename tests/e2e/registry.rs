@@ -169,5 +169,7 @@ fn image_of_a_registry_is_pulled_for_a_pool_and_answers(host: &TestAppliance) {
         (200, "Hello from Cabana\n")
     );
     assert!(!host.cli().ok(&["store", "export"]).contains(PASSWORD));
+    let log = host.log().since(0).join("\n");
+    assert!(log.contains("request") && !log.contains(PASSWORD), "{log}");
     pool.delete();
 }

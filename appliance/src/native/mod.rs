@@ -15,6 +15,7 @@
 mod bench;
 mod client;
 mod guest;
+mod pull;
 mod tests;
 mod warden;
 

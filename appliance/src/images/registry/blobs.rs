@@ -66,19 +66,20 @@ impl Blobs {
         let folder = images.join(FOLDER);
         let failed = |error| ImageError::storage(format_args!("open {}", folder.display()), &error);
         fs::create_dir_all(&folder).map_err(failed)?;
-        let now = SystemTime::now();
-        for entry in fs::read_dir(&folder).map_err(failed)? {
-            let entry = entry.map_err(failed)?;
-            let age = entry.metadata().and_then(|about| about.modified());
-            let age = age.map(|then| now.duration_since(then).unwrap_or_default());
-            if age.map_err(failed)? >= KEPT {
-                fs::remove_file(entry.path()).map_err(failed)?;
-            }
-        }
+        clean(&folder).map_err(failed)?;
         Ok(Self {
             folder,
             turns: Arc::default(),
         })
+    }
+
+    /// Removes what nobody came back for.
+    pub async fn clean(&self) -> Result<(), ImageError> {
+        let folder = self.folder.clone();
+        let cleaned = move || {
+            clean(&folder).map_err(|error| ImageError::storage("remove old layers", &error))
+        };
+        blocking(cleaned).await
     }
 
     /// The blob as far as it is here. Waits while another pull downloads it.
@@ -141,6 +142,29 @@ impl Blobs {
     fn path(&self, digest: &Digest) -> PathBuf {
         self.folder.join(digest.hex())
     }
+}
+
+/// What is written to is young: of a download that goes on, nothing is old.
+fn clean(folder: &Path) -> io::Result<()> {
+    let now = SystemTime::now();
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        let gone = |error: io::Error| match error.kind() {
+            // By the pull that it was for.
+            io::ErrorKind::NotFound => Ok(None),
+            _ => Err(error),
+        };
+        let written = entry.metadata().and_then(|about| about.modified());
+        let Some(written) = written.map(Some).or_else(gone)? else {
+            continue;
+        };
+        if now.duration_since(written).unwrap_or_default() >= KEPT {
+            fs::remove_file(entry.path())
+                .map(Some)
+                .or_else(|error| gone(error).map(|_| None))?;
+        }
+    }
+    Ok(())
 }
 
 impl Part {

@@ -69,16 +69,14 @@ pub async fn fetch(
             Trouble::Passing { error, .. } | Trouble::Lasting(error) => error.message.clone(),
         };
         tracing::info!(layer = %wanted.digest, "layer failed: {reason}");
-        reporter.report(Progress::Retry {
-            digest: wanted.digest.clone(),
-            reason,
-        });
         if matches!(trouble, Trouble::FromTheStart) && before > 0 && may_restart {
             may_restart = false;
             part = part.restart().await?;
         } else {
             asking.failed(trouble).await?;
         }
+        let digest = wanted.digest.clone();
+        reporter.report(Progress::Retry { digest, reason });
     }
 }
 

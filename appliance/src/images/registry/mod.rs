@@ -34,7 +34,7 @@ mod transport;
 mod turns;
 
 #[cfg(test)]
-mod tests;
+pub mod tests;
 
 pub use auth::{Credentials, Secret};
 pub use name::{Reference, RegistryHost};

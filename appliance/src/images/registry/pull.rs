@@ -17,7 +17,7 @@ use super::name::Reference;
 use super::patience::{Asking, Patience};
 use super::platform::{self, Needed, Next, Wanted};
 use super::progress::{Progress, Reporter};
-use super::pulled::{PulledName, PulledNames};
+use super::pulled::PulledNames;
 use super::settings::Registries;
 use super::turns::Turns;
 use crate::images::digest::Digest;
@@ -84,10 +84,7 @@ impl Puller {
         }
         let known = |name: &str| {
             let record = cache.get(name)?;
-            let by_pull = pulled
-                .get(name)
-                .is_some_and(|pulled| pulled.image == record.digest);
-            (!by_pull).then_some(record)
+            (!pulled.made(name, &record.digest)).then_some(record)
         };
         if let Some(imported) = known(image) {
             return Some(imported);
@@ -190,6 +187,7 @@ impl Puller {
         reporter: &Reporter,
     ) -> Result<(), ImageError> {
         let inner = &*self.inner;
+        inner.blobs.clean().await?;
         let files = self.download(repositories, &needed, reporter).await?;
         let permit = inner.cache.build_permit().await?;
         reporter.report(Progress::Building);
@@ -218,11 +216,12 @@ impl Puller {
         };
         let built = images::build(&inner.cache, runner, job, &document.digest, fds).await;
         drop(permit);
-        // Bad blobs must not be found by the next attempt, and good ones are in the image now.
-        let is_done = match &built {
-            Ok(_) => true,
-            Err(error) => error.code == ImageErrorCode::ImageCorrupt,
-        };
+        // Good blobs are in the image now, and those of an image that cannot be built are of no use. Only if this
+        // host failed will another attempt want them.
+        let is_done = built.as_ref().err().is_none_or(|error| {
+            use ImageErrorCode::{ImageStorageFailed, ImageWorkerFailed};
+            !matches!(error.code, ImageStorageFailed | ImageWorkerFailed)
+        });
         if is_done {
             let digests = needed.all().map(|wanted| wanted.digest.clone());
             inner.blobs.remove(digests.collect()).await;
@@ -285,14 +284,9 @@ impl Puller {
         let puller = self.clone();
         blocking(move || {
             let Inner { cache, pulled, .. } = &*puller.inner;
+            let is_there = |digest: &Digest| cache.get(digest.as_str()).is_some();
+            pulled.set(&name, source, digest.clone(), is_there)?;
             cache.set_name(&name, &digest)?;
-            let meaning = PulledName {
-                source,
-                image: digest,
-            };
-            pulled.set(&name, meaning, |digest| {
-                cache.get(digest.as_str()).is_some()
-            })?;
             let image = cache.require(&name)?;
             Ok(Imported { image, cached })
         })

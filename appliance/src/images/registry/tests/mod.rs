@@ -2,7 +2,7 @@
 
 mod debian;
 mod faults;
-mod server;
+pub mod server;
 
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
