@@ -173,13 +173,24 @@ mod tests {
         assert_none("appliance", &["agent", "e2e", "demo", "devtool"]);
     }
 
+    /// Asked of `cargo tree`: the metadata also lists what no feature switches on.
     #[test]
     fn appliance_has_one_provider_of_cryptography() {
-        assert!(closure("appliance").contains("aws-lc-rs"));
-        assert_none(
-            "appliance",
-            &["ring", "native-tls", "openssl", "openssl-sys"],
-        );
+        let tree = std::process::Command::new(env!("CARGO"))
+            .args(["tree", "--package", "appliance", "--edges", "normal"])
+            .args(["--prefix", "none", "--target", "x86_64-unknown-linux-gnu"])
+            .output()
+            .expect("cargo tree runs");
+        assert!(tree.status.success(), "{tree:?}");
+        let tree = String::from_utf8_lossy(&tree.stdout).into_owned();
+        let has = |name: &str| {
+            tree.lines()
+                .any(|line| line.split(' ').next() == Some(name))
+        };
+        assert!(has("aws-lc-rs"));
+        for other in ["ring", "native-tls", "openssl", "openssl-sys"] {
+            assert!(!has(other), "appliance must not depend on {other}");
+        }
     }
 
     #[test]
