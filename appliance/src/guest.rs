@@ -12,6 +12,7 @@ use std::sync::Arc;
 
 use rustix::fs::{MemfdFlags, Mode, OFlags, SealFlags};
 use rustix::io::Errno;
+use vmm::boot::returns::{self, Returns};
 
 static KERNEL: &[u8] = include_bytes!(concat!(env!("CABANA_GUEST_DIR"), "/vmlinux.zst"));
 static INITRAMFS: &[u8] = include_bytes!(concat!(env!("CABANA_GUEST_DIR"), "/initramfs.cpio.zst"));
@@ -56,8 +57,14 @@ struct Artefacts {
 
 impl Guest {
     pub fn unpack() -> Result<Self, GuestError> {
-        let kernel = sealed("kernel", KERNEL)?;
-        let initramfs = sealed("initramfs", INITRAMFS)?;
+        let kernel = seal(
+            "kernel",
+            &kernel_for_this_host().map_err(unpacking("kernel"))?[..],
+        )
+        .map_err(unpacking("kernel"))?;
+        let initramfs = zstd::Decoder::new(INITRAMFS)
+            .and_then(|unpacked| seal("initramfs", unpacked))
+            .map_err(unpacking("initramfs"))?;
         let scratch = extents(zstd::Decoder::new(SCRATCH).map_err(unpacking("file system"))?)
             .map_err(unpacking("file system"))?;
         Ok(Self {
@@ -115,13 +122,18 @@ fn unpacking(what: &'static str) -> impl Fn(io::Error) -> GuestError {
     move |source| GuestError::Unpack { what, source }
 }
 
-fn sealed(what: &'static str, packed: &[u8]) -> Result<File, GuestError> {
-    seal(what, packed).map_err(unpacking(what))
+/// The kernel, with what it would otherwise do to its own code in every guest that boots here.
+fn kernel_for_this_host() -> io::Result<Vec<u8>> {
+    let mut kernel = zstd::decode_all(KERNEL)?;
+    let returns = Returns::of_this_processor();
+    let written = returns::write_ahead(&mut kernel, returns);
+    tracing::debug!(?returns, written, "The kernel's returns are written ahead");
+    Ok(kernel)
 }
 
-fn seal(name: &str, packed: &[u8]) -> io::Result<File> {
+fn seal(name: &str, mut content: impl Read) -> io::Result<File> {
     let mut file = memory_file(name)?;
-    io::copy(&mut zstd::Decoder::new(packed)?, &mut file)?;
+    io::copy(&mut content, &mut file)?;
     file.rewind()?;
     let seals = SealFlags::SEAL | SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE;
     rustix::fs::fcntl_add_seals(file.as_fd(), seals)?;

@@ -1,4 +1,4 @@
-//! The guest kernel: Debian's source, `tinyconfig` and the fragments of `kernel-config/`.
+//! The guest kernel: Debian's source with the patches of `kernel-config/patches/`, `tinyconfig` and the fragments of `kernel-config/`.
 //!
 //! Fragments are the whole truth: they go on top of `allnoconfig` (which is what `tinyconfig` is, with two small files of its own),
 //! so no default value switches anything on behind their back. Kconfig silently drops what it cannot fulfil; [`unfulfilled`]
@@ -18,11 +18,19 @@ use crate::progress::Step;
 use crate::workspace::Workspace;
 
 /// Changes when the steps below change their result.
-const RECIPE: &str = "kernel 1";
+const RECIPE: &str = "kernel 2";
 /// What `make tinyconfig` puts on top of `allnoconfig`.
 const TINY: &[&str] = &[
     "kernel/configs/tiny-base.config",
     "kernel/configs/tiny.config",
+];
+/// Symbols that stay in the image: those by which `vmm::boot::returns` writes the returns of this kernel ahead.
+const KEPT_SYMBOLS: &[&str] = &[
+    "return_was_guessed",
+    "__x86_return_thunk",
+    "retbleed_return_thunk",
+    "srso_return_thunk",
+    "srso_alias_return_thunk",
 ];
 /// Everything that a kernel build takes from its surroundings, fixed.
 const SURROUNDINGS: &[(&str, &str)] = &[
@@ -65,7 +73,8 @@ pub fn ensure(workspace: &Workspace, cache: &Cache) -> Result<PathBuf> {
             source.package
         );
     }
-    let fragments = read_fragments(&folder)?;
+    let fragments = read_files(&folder, "config")?;
+    let patches = read_files(&folder.join("patches"), "patch")?;
     let compiler = command::output(Command::new("gcc").arg("--version"))?;
     let mut key = Key::new(RECIPE)
         .text("source", &version)
@@ -74,8 +83,11 @@ pub fn ensure(workspace: &Workspace, cache: &Cache) -> Result<PathBuf> {
     for Request { option, value, .. } in requests(&fragments)? {
         key = key.text(&option, &value);
     }
+    for (name, patch) in &patches {
+        key = key.text(name, patch);
+    }
     cache.entry("kernel", key, |result| {
-        build(workspace, &source, &fragments, result)
+        build(workspace, &source, (&fragments, &patches), result)
     })
 }
 
@@ -90,7 +102,7 @@ pub fn compress(from: &Path, to: &Path) -> Result<()> {
 fn build(
     workspace: &Workspace,
     source: &Source,
-    fragments: &BTreeMap<String, String>,
+    (fragments, patches): (&BTreeMap<String, String>, &BTreeMap<String, String>),
     result: &Path,
 ) -> Result<()> {
     let log = workspace.logs().join("kernel.log");
@@ -105,6 +117,10 @@ fn build(
         &log,
         |_| {},
     )?;
+    for name in patches.keys() {
+        let patch = workspace.path("kernel-config/patches").join(name);
+        apply(&patch, &tree, &log).with_context(|| format!("{name} does not fit this source"))?;
+    }
     step.done("");
 
     // Inside the source, so that the paths in the image are relative and the same everywhere.
@@ -133,6 +149,7 @@ fn build(
     let image = result.join("vmlinux");
     command::logged(
         Command::new("strip")
+            .args(KEPT_SYMBOLS.iter().flat_map(|symbol| ["-K", symbol]))
             .arg("-o")
             .arg(&image)
             .arg(objects.join("vmlinux")),
@@ -202,8 +219,18 @@ fn make(tree: &Path, objects: &Path) -> Command {
     command
 }
 
-fn read_fragments(folder: &Path) -> Result<BTreeMap<String, String>> {
-    let mut fragments = BTreeMap::new();
+/// Exactly as it was made: what has to be fitted in may be fitted in at the wrong place.
+fn apply(patch: &Path, tree: &Path, log: &Path) -> Result<()> {
+    let mut command = Command::new("patch");
+    command.args(["--strip=1", "--fuzz=0", "--forward", "--batch"]);
+    command.arg("--directory").arg(tree);
+    command.arg("--input").arg(patch);
+    command::logged(&mut command, log, |_| {})
+}
+
+/// The files with this extension, by name and in the order of their names.
+fn read_files(folder: &Path, wanted: &str) -> Result<BTreeMap<String, String>> {
+    let mut files = BTreeMap::new();
     for entry in
         fs::read_dir(folder).with_context(|| format!("Cannot list {}", folder.display()))?
     {
@@ -212,11 +239,11 @@ fn read_fragments(folder: &Path) -> Result<BTreeMap<String, String>> {
             .path();
         if path
             .extension()
-            .is_some_and(|extension| extension == "config")
+            .is_some_and(|extension| extension == wanted)
         {
             let text = fs::read_to_string(&path)
                 .with_context(|| format!("Cannot read {}", path.display()))?;
-            fragments.insert(
+            files.insert(
                 path.file_name()
                     .unwrap_or_default()
                     .to_string_lossy()
@@ -225,7 +252,7 @@ fn read_fragments(folder: &Path) -> Result<BTreeMap<String, String>> {
             );
         }
     }
-    Ok(fragments)
+    Ok(files)
 }
 
 /// Every request, each option at most once.
@@ -349,7 +376,7 @@ mod tests {
     #[test]
     fn every_option_of_our_fragments_has_a_reason_above_it() {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../kernel-config");
-        for (name, text) in read_fragments(&folder).unwrap() {
+        for (name, text) in read_files(&folder, "config").unwrap() {
             let mut reasoned = false;
             for line in text.lines() {
                 match line.chars().next() {

@@ -19,6 +19,7 @@ pub const GUEST: &[&str] = &[
     "libc6-dev",
     "libelf-dev",
     "make",
+    "patch",
     "xz-utils",
     "linux-source-6.12",
 ];

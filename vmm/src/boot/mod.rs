@@ -7,3 +7,4 @@ pub mod initrd;
 pub mod kernel;
 pub mod long_mode;
 pub mod params;
+pub mod returns;

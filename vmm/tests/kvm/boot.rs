@@ -13,7 +13,7 @@ use crate::support::{DEADLINE, Ended, Guest, GuestSpec, cpio, kvm, skip};
 use vmm::{BlockConfig, VmExit};
 
 /// Where the kernel is, if it has been built.
-fn kernel() -> Option<File> {
+pub fn kernel() -> Option<File> {
     let built = concat!(env!("CARGO_MANIFEST_DIR"), "/../target/guest");
     let dir = std::env::var_os("CABANA_GUEST_DIR").map_or(PathBuf::from(built), PathBuf::from);
     let path = dir.join("vmlinux");

@@ -8,6 +8,7 @@
 
 mod boot;
 mod guest_programs;
+mod returns;
 mod snapshot;
 mod start;
 mod support;
