@@ -4,12 +4,11 @@ use std::collections::VecDeque;
 use std::io;
 use std::net::TcpListener;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::process::Stdio;
 
 use super::channel::{self, Message};
 use super::protocol::{ApplianceSetup, Event, Status, Task};
 use super::records::{Entry, Records, Subject};
-use super::spawn::{OURSELVES, Process, Role};
+use super::spawn::{OURSELVES, Output, Process, Role};
 
 /// Events that the appliance has not read. Beyond that it is broken.
 const MAX_WAITING_EVENTS: usize = 16_384;
@@ -24,11 +23,11 @@ pub struct Launch {
 
 impl Launch {
     pub fn start(&self, records: &Records) -> io::Result<Appliance> {
-        let stdout = match self.setup.task {
-            Task::Serve => Stdio::null(),
-            Task::Bench(_) => Stdio::inherit(),
+        let output = match self.setup.task {
+            Task::Serve => Output::Nowhere,
+            Task::Bench(_) => Output::Ours,
         };
-        let process = Process::spawn(OURSELVES, Role::Appliance, stdout)?;
+        let process = Process::spawn(OURSELVES, Role::Appliance, output, None)?;
         let entry = records.write(Subject::Appliance, process.id(), self.setup.uid)?;
         let listener = self.listener.as_ref().map(AsFd::as_fd);
         match process.send_first(&self.setup, listener.as_slice()) {

@@ -7,8 +7,10 @@
 
 use std::fs;
 use std::io::{self, Write as _};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
+use rustix::fs::{Mode, OFlags};
 use uuid::Uuid;
 
 use crate::worker::spec::WorkerSpec;
@@ -172,8 +174,14 @@ impl Leaf {
         Ok(())
     }
 
-    pub fn add(&self, pid: u32) -> Result<(), CgroupError> {
-        write(&self.path.join("cgroup.procs"), &pid.to_string())
+    /// For a process that is to be born in it.
+    pub fn open(&self) -> Result<OwnedFd, CgroupError> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        rustix::fs::open(&self.path, flags, Mode::empty()).map_err(|error| CgroupError::File {
+            what: "open",
+            path: self.path.clone(),
+            source: error.into(),
+        })
     }
 
     /// Makes room for a guest. The CPU is limited to whole vCPUs until [`Leaf::limit_cpu`].

@@ -4,7 +4,6 @@ use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::process::Stdio;
 
 use uuid::Uuid;
 
@@ -13,7 +12,7 @@ use super::channel;
 use super::program::Program;
 use super::protocol::{Event, Refused, Usage};
 use super::records::{Entry, Records, Subject};
-use super::spawn::{OURSELVES, Process, Role};
+use super::spawn::{OURSELVES, Output, Process, Role};
 use super::usage;
 use crate::worker::spec::{ImageWorkerSetup, MAX_REPORT_BYTES, WorkerSetup, WorkerSpec};
 
@@ -380,10 +379,11 @@ fn start_confined(
     setup: &impl serde::Serialize,
     fds: &[BorrowedFd<'_>],
 ) -> Result<(Process, Option<Entry>), StartError> {
-    let process = Process::spawn(program, role, Stdio::null()).map_err(StartError::Process)?;
-    if let Some(leaf) = leaf {
-        leaf.add(process.id()).map_err(StartError::Confine)?;
-    }
+    let group = leaf.map(Leaf::open).transpose();
+    let group = group.map_err(StartError::Confine)?;
+    let group = group.as_ref().map(AsFd::as_fd);
+    let process =
+        Process::spawn(program, role, Output::Nowhere, group).map_err(StartError::Process)?;
     let entry = write_down(&process)?;
     match process.send_first(setup, fds) {
         Ok(()) => Ok((process, entry)),

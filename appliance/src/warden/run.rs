@@ -340,14 +340,13 @@ fn poll(
 mod tests {
     use std::net::TcpListener;
     use std::os::fd::{AsFd, OwnedFd};
-    use std::process::Stdio;
 
     use super::super::channel;
     use super::super::children::Terms;
     use super::super::program::Program;
     use super::super::protocol::ApplianceSetup;
     use super::super::records::Records;
-    use super::super::spawn::Process;
+    use super::super::spawn::{Output, Process};
     use super::*;
     use crate::config::{self, Overrides};
     use crate::worker::spec::WorkerSpec;
@@ -402,7 +401,7 @@ mod tests {
 
     /// `cat` ends when its input does, which is when this process ends; or when it is killed.
     fn appliance() -> (Appliance, OwnedFd) {
-        let mut process = Process::start("/bin/cat", "-", &[], Stdio::null()).unwrap();
+        let mut process = Process::start("/bin/cat", c"-", &[], Output::Nowhere, None).unwrap();
         // Our end of a pair of our own in the place of cat's, so that the test can speak for it.
         let (ours, theirs) = channel::pair().unwrap();
         let kept = process.socket.replace(ours);

@@ -1,13 +1,16 @@
 //! Starting a process of this same binary, or of the worker that is inside it.
 
+use std::ffi::{CStr, CString};
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::process::{CommandExt, ExitStatusExt};
-use std::process::{Child, Command, Stdio};
+use std::os::unix::ffi::OsStringExt as _;
 use std::time::{Duration, Instant};
 
+use ::worker::start::{Start, start};
 use rustix::event::{PollFd, PollFlags, Timespec};
-use rustix::process::Signal;
+use rustix::io::Errno;
+use rustix::process::{Signal, WaitId, WaitIdOptions, waitid};
 
 use super::protocol::Status;
 use super::{channel, proof};
@@ -25,11 +28,11 @@ pub enum Role {
 }
 
 impl Role {
-    fn command(self) -> &'static str {
+    fn command(self) -> &'static CStr {
         match self {
-            Self::Appliance => "appliance",
-            Self::Worker => "worker",
-            Self::ImageWorker => "image-worker",
+            Self::Appliance => c"appliance",
+            Self::Worker => c"worker",
+            Self::ImageWorker => c"image-worker",
         }
     }
 
@@ -49,11 +52,19 @@ impl Role {
     }
 }
 
+/// Where the standard output of a child goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Output {
+    Nowhere,
+    /// Where ours goes.
+    Ours,
+}
+
 /// A process with a descriptor that cannot come to mean another one, and our end of its socket.
 #[derive(Debug)]
 pub struct Process {
-    /// Absent for one that an earlier warden has started.
-    child: Option<Child>,
+    /// Not one that an earlier warden has started, and not reaped.
+    is_child: bool,
     pid: u32,
     pidfd: OwnedFd,
     /// `None` once the child has closed its end, and for one that is no child.
@@ -63,62 +74,51 @@ pub struct Process {
 }
 
 impl Process {
-    /// Starts `program` as `cabana <role>`, which is what `ps` shows. It does nothing before its first message, so there is time to put it
-    /// where it belongs.
-    ///
-    /// No `pre_exec` and no ids: the standard library then uses `posix_spawn`, whose cost does not
-    /// grow with the memory of this process. The child gives up its ids itself.
-    pub fn spawn(program: &str, role: Role, stdout: Stdio) -> io::Result<Self> {
-        Self::start(program, role.command(), role.environment(), stdout)
+    /// Starts `program` as `cabana <role>`, which is what `ps` shows, within `cgroup` (the open folder of one) from its first instruction on.
+    /// The child gives up its ids itself, before it listens to anybody.
+    pub fn spawn(
+        program: &str,
+        role: Role,
+        output: Output,
+        cgroup: Option<BorrowedFd<'_>>,
+    ) -> io::Result<Self> {
+        Self::start(program, role.command(), role.environment(), output, cgroup)
     }
 
     pub(super) fn start(
         program: &str,
-        argument: &str,
+        argument: &CStr,
         environment: &[(&str, &str)],
-        stdout: Stdio,
+        output: Output,
+        cgroup: Option<BorrowedFd<'_>>,
     ) -> io::Result<Self> {
         let (ours, theirs) = channel::pair()?;
-        let mut command = Command::new(program);
-        command.arg0("cabana").arg(argument).env_clear();
-        command.envs(environment.iter().copied());
-        for name in [
-            FILTER_VARIABLE,
-            FORMAT_VARIABLE,
-            "NO_COLOR",
-            "RUST_BACKTRACE",
-        ] {
-            if let Some(value) = std::env::var_os(name) {
-                command.env(name, value);
-            }
-        }
-        // A group of its own: Ctrl-C in a terminal is for the warden, which ends things in order.
-        command
-            .stdin(Stdio::from(theirs))
-            .stdout(stdout)
-            .process_group(0);
-        let mut child = command.spawn()?;
-        let pid = child.id();
-        match proof::open(pid) {
-            Ok(pidfd) => Ok(Self {
-                child: Some(child),
-                pid,
-                pidfd,
-                socket: Some(ours),
-                outlives: false,
-            }),
-            Err(error) => {
-                let _ = child.kill();
-                let _ = child.wait();
-                Err(error)
-            }
-        }
+        let program = CString::new(program)?;
+        let nowhere = match output {
+            Output::Nowhere => Some(File::options().write(true).open("/dev/null")?),
+            Output::Ours => None,
+        };
+        let (pid, pidfd) = start(&Start {
+            program: &program,
+            arguments: &[c"cabana", argument],
+            environment: &variables(environment)?,
+            stdin: theirs.as_fd(),
+            stdout: nowhere.as_ref().map(AsFd::as_fd),
+            cgroup,
+        })?;
+        Ok(Self {
+            is_child: true,
+            pid,
+            pidfd,
+            socket: Some(ours),
+            outlives: false,
+        })
     }
 
     /// One that an earlier warden has started, by the descriptor that it was proved with.
     pub fn found(pid: u32, pidfd: OwnedFd) -> Self {
         Self {
-            child: None,
+            is_child: false,
             pid,
             pidfd,
             socket: None,
@@ -159,24 +159,40 @@ impl Process {
 
     /// Reaps it if it has ended.
     pub fn try_wait(&mut self) -> io::Result<Option<Status>> {
-        let Some(child) = &mut self.child else {
+        if !self.is_child {
             // Its end is told to its parent only; what everybody sees is that it has come.
             return Ok(proof::has_ended(&self.pidfd).then_some(Status::Unknown));
-        };
-        Ok(child
-            .try_wait()?
-            .map(|status| match (status.code(), status.signal()) {
-                (Some(code), _) => Status::Code(code),
-                (None, signal) => Status::Signal(signal.unwrap_or(0)),
-            }))
+        }
+        self.reap(WaitIdOptions::NOHANG)
     }
 
     /// Waits for its end and reaps it.
     pub fn wait(&mut self) -> io::Result<()> {
-        match &mut self.child {
-            Some(child) => child.wait().map(drop),
-            None => self.poll_end(None).map(drop),
+        if self.is_child {
+            self.reap(WaitIdOptions::empty()).map(drop)
+        } else {
+            self.poll_end(None).map(drop)
         }
+    }
+
+    fn reap(&mut self, how: WaitIdOptions) -> io::Result<Option<Status>> {
+        let ended = loop {
+            match waitid(
+                WaitId::PidFd(self.pidfd.as_fd()),
+                WaitIdOptions::EXITED | how,
+            ) {
+                Err(Errno::INTR) => {}
+                other => break other?,
+            }
+        };
+        let Some(ended) = ended else {
+            return Ok(None);
+        };
+        self.is_child = false;
+        Ok(Some(match ended.exit_status() {
+            Some(code) => Status::Code(code),
+            None => Status::Signal(ended.terminating_signal().unwrap_or(0)),
+        }))
     }
 
     /// Waits for its end, but not for ever. Does not reap it.
@@ -208,6 +224,26 @@ impl Drop for Process {
     }
 }
 
+/// What a child finds in its environment: what it is started with, and what of ours is about logs.
+fn variables(own: &[(&str, &str)]) -> io::Result<Vec<CString>> {
+    let own = own.iter().map(|(name, value)| (*name, (*value).into()));
+    let passed_on = [
+        FILTER_VARIABLE,
+        FORMAT_VARIABLE,
+        "NO_COLOR",
+        "RUST_BACKTRACE",
+    ];
+    let passed_on = passed_on
+        .into_iter()
+        .filter_map(|name| Some((name, std::env::var_os(name)?)));
+    own.chain(passed_on)
+        .map(|(name, value)| {
+            let text = [name.as_bytes(), b"=", &value.into_vec()].concat();
+            Ok(CString::new(text)?)
+        })
+        .collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -219,7 +255,7 @@ mod tests {
 
     #[test]
     fn child_sees_the_end_of_its_input_when_our_end_is_closed() {
-        let mut process = Process::start("/bin/cat", "-", &[], Stdio::null()).unwrap();
+        let mut process = Process::start("/bin/cat", c"-", &[], Output::Nowhere, None).unwrap();
         assert_eq!(process.try_wait().unwrap(), None);
         process.socket = None;
         let mut fds = [PollFd::new(&process.pidfd, PollFlags::IN)];
@@ -233,7 +269,7 @@ mod tests {
 
     #[test]
     fn child_is_gone_when_its_handle_is_dropped() {
-        let process = Process::start("/bin/cat", "-", &[], Stdio::null()).unwrap();
+        let process = Process::start("/bin/cat", c"-", &[], Output::Nowhere, None).unwrap();
         let folder = format!("/proc/{}", process.id());
         assert!(std::path::Path::new(&folder).exists());
         drop(process);
@@ -244,7 +280,7 @@ mod tests {
     fn child_inherits_neither_our_files_nor_our_end_of_its_socket() {
         use std::os::linux::fs::MetadataExt;
         let file = tempfile::tempfile().unwrap();
-        let process = Process::start("/bin/cat", "-", &[], Stdio::null()).unwrap();
+        let process = Process::start("/bin/cat", c"-", &[], Output::Nowhere, None).unwrap();
         let ours = rustix::fs::fstat(process.socket.as_ref().unwrap())
             .unwrap()
             .st_ino;

@@ -2,7 +2,7 @@
 //!
 //! The process itself is `main.rs`. It is an executable of its own inside the binary `cabana`; see `decisions/worker-executable.md` of the
 //! appliance for why.
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
 pub mod channel;
 pub mod exit;
@@ -10,4 +10,9 @@ pub mod orders;
 pub mod privileges;
 pub mod setup;
 pub mod spec;
+#[expect(
+    unsafe_code,
+    reason = "the standard library cannot start a process in a control group"
+)]
+pub mod start;
 pub mod telemetry;
