@@ -30,6 +30,16 @@ impl Children {
             {
                 tracing::warn!(worker = %id, "{}", crate::exit::chain(&error));
             }
+            let ticket = match self.watch.add(id, &process) {
+                Ok(ticket) => ticket,
+                Err(error) => {
+                    // Its end would never be seen.
+                    tracing::error!(worker = %id, "Cannot watch a worker, which ends: {error}");
+                    process.kill();
+                    entry.remove();
+                    continue;
+                }
+            };
             let uid = entry.identity().uid;
             self.uids.insert(uid);
             let running = Running {
@@ -41,6 +51,7 @@ impl Children {
                 spec: Some(spec),
                 report: None,
                 left: true,
+                ticket,
             };
             self.running.insert(id, running);
         }

@@ -14,6 +14,7 @@ use super::protocol::{Event, Refused, Usage};
 use super::records::{Entry, Records, Subject};
 use super::spawn::{OURSELVES, Output, Process, Role};
 use super::usage;
+use super::watch::{News, Ticket, Watch};
 use crate::worker::spec::{ImageWorkerSetup, MAX_REPORT_BYTES, WorkerSetup, WorkerSpec};
 
 /// The most processes at once; far above what one host can hold in memory.
@@ -51,6 +52,7 @@ pub(super) struct Running {
     pub report: Option<String>,
     /// The appliance that had it is gone, and none has adopted it: nobody is told of its end.
     pub left: bool,
+    pub ticket: Ticket,
 }
 
 impl Running {
@@ -78,20 +80,25 @@ pub struct Children {
     ourselves: &'static str,
     pub(super) running: HashMap<Uuid, Running>,
     terms: Terms,
+    pub(super) watch: Watch,
     pub(super) uids: HashSet<u32>,
+    /// All below are in use.
+    lowest_free: u32,
     /// Leaves that the kernel would not let go of at once.
     leftovers: Vec<Leaf>,
 }
 
 impl Children {
-    pub fn new(terms: Terms) -> Self {
-        Self {
+    pub fn new(terms: Terms) -> io::Result<Self> {
+        Ok(Self {
             ourselves: OURSELVES,
             running: HashMap::new(),
+            watch: Watch::new()?,
             terms,
             uids: HashSet::new(),
+            lowest_free: FIRST_WORKER_UID,
             leftovers: Vec::new(),
-        }
+        })
     }
 
     /// What every process is written down in.
@@ -198,15 +205,14 @@ impl Children {
         }
     }
 
-    /// What to wait on: every child's end and what it has to say.
-    pub fn watched(&self) -> impl Iterator<Item = (Uuid, BorrowedFd<'_>, Option<BorrowedFd<'_>>)> {
-        self.running.iter().map(|(id, running)| {
-            (
-                *id,
-                running.process.pidfd(),
-                running.process.socket.as_ref().map(AsFd::as_fd),
-            )
-        })
+    /// What to wait on: readable when a child has ended or has something to say.
+    pub fn watched(&self) -> BorrowedFd<'_> {
+        self.watch.fd()
+    }
+
+    /// Who has.
+    pub fn news(&self) -> io::Result<Vec<(Uuid, News)>> {
+        self.watch.news()
     }
 
     /// Takes a child's report, once. Its text is not looked at here.
@@ -306,9 +312,18 @@ impl Children {
             }
             Role::Appliance | Role::ImageWorker => Ok(None),
         };
-        let result = start_confined(program, role, leaf.as_ref(), write_down, setup, fds);
-        match result {
-            Ok((process, entry)) => {
+        let started = start_confined(program, role, leaf.as_ref(), write_down, setup, fds);
+        let watched = started.and_then(|(process, entry)| match self.watch.add(id, &process) {
+            Ok(ticket) => Ok((process, entry, ticket)),
+            Err(error) => {
+                if let Some(entry) = entry {
+                    entry.remove();
+                }
+                Err(StartError::Process(error))
+            }
+        });
+        match watched {
+            Ok((process, entry, ticket)) => {
                 self.running.insert(
                     id,
                     Running {
@@ -320,6 +335,7 @@ impl Children {
                         spec: None,
                         report: None,
                         left: false,
+                        ticket,
                     },
                 );
                 Ok(())
@@ -340,9 +356,11 @@ impl Children {
             entry,
             report,
             left,
+            ticket,
             ..
         } = self.running.remove(&id)?;
         drop(process);
+        self.watch.forget(ticket);
         if let Some(entry) = entry {
             entry.remove();
         }
@@ -353,6 +371,7 @@ impl Children {
     fn release(&mut self, leaf: Option<Leaf>, uid: Option<u32>) {
         if let Some(uid) = uid {
             self.uids.remove(&uid);
+            self.lowest_free = self.lowest_free.min(uid);
         }
         self.leftovers.extend(leaf);
         self.remove_leftovers();
@@ -364,9 +383,12 @@ impl Children {
 
     /// One that no running worker has, so that workers cannot reach each other.
     fn free_uid(&mut self) -> Option<u32> {
-        let first = self.terms.uid_base? + FIRST_WORKER_UID;
+        let first = self
+            .lowest_free
+            .max(self.terms.uid_base? + FIRST_WORKER_UID);
         let free = (first..).find(|uid| !self.uids.contains(uid))?;
         self.uids.insert(free);
+        self.lowest_free = free + 1;
         Some(free)
     }
 }
@@ -423,7 +445,8 @@ pub(super) mod tests {
                 uid_base,
                 orphan_limit_seconds: 1,
                 records: Records::open(state.path()).unwrap(),
-            });
+            })
+            .unwrap();
             let children = Children {
                 ourselves: program,
                 ..children
@@ -473,13 +496,15 @@ pub(super) mod tests {
 
     /// Waits until the kernel says that the child has ended, and reaps it.
     pub fn reaped(children: &mut Children, id: Uuid) -> Event {
-        let (_, pidfd, _) = children.watched().find(|(other, ..)| *other == id).unwrap();
+        let pidfd = children.running[&id].process.pidfd();
         let mut fds = [PollFd::from_borrowed_fd(pidfd, PollFlags::IN)];
         assert_eq!(
             rustix::event::poll(&mut fds, Some(&DEADLINE)).unwrap(),
             1,
             "it never ended"
         );
+        let news = children.news().unwrap();
+        assert!(news.contains(&(id, News::End)), "{news:?}");
         children
             .reap(id)
             .expect("the kernel said that it has ended")

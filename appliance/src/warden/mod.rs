@@ -33,6 +33,7 @@ mod signals;
 mod spawn;
 mod takeover;
 mod usage;
+mod watch;
 
 pub use ::worker::channel;
 pub use cgroup::{is_version_2 as cgroup_version_2, release as release_cgroup};

@@ -14,6 +14,7 @@ use super::children::{Children, StartError};
 use super::protocol::{Ending, Event, Request, Status, Task};
 use super::respawn::Respawns;
 use super::signals::Signals;
+use super::watch::News;
 use crate::exit::chain;
 
 /// How long the appliance may take to end its sessions and itself. Longer than one session may take
@@ -56,8 +57,7 @@ enum Source {
     Signal(Ending),
     ApplianceEnd,
     ApplianceSocket,
-    ChildEnd(Uuid),
-    ChildSocket(Uuid),
+    Children,
 }
 
 impl Warden {
@@ -143,12 +143,7 @@ impl Warden {
                 match source {
                     Source::Signal(how) => self.on_signal(how),
                     Source::ApplianceSocket => self.on_socket(flags),
-                    Source::ChildSocket(id) => self.children.hear(id),
-                    Source::ChildEnd(id) => {
-                        if let Some(event) = self.children.reap(id) {
-                            self.appliance.tell(&event);
-                        }
-                    }
+                    Source::Children => self.on_children(),
                     Source::ApplianceEnd => {}
                 }
             }
@@ -173,13 +168,29 @@ impl Warden {
             wanted.set(PollFlags::OUT, self.appliance.has_more());
             sources.push((Source::ApplianceSocket, socket, wanted));
         }
-        for (id, pidfd, socket) in self.children.watched() {
-            sources.push((Source::ChildEnd(id), pidfd, PollFlags::IN));
-            if let Some(socket) = socket {
-                sources.push((Source::ChildSocket(id), socket, PollFlags::IN));
+        sources.push((Source::Children, self.children.watched(), PollFlags::IN));
+        poll(&sources, self.deadline)
+    }
+
+    fn on_children(&mut self) {
+        let news = match self.children.news() {
+            Ok(news) => news,
+            Err(error) => {
+                tracing::error!("Cannot learn what the children have: {error}");
+                self.appliance.kill();
+                return;
+            }
+        };
+        for (id, what) in news {
+            match what {
+                News::Words => self.children.hear(id),
+                News::End => {
+                    if let Some(event) = self.children.reap(id) {
+                        self.appliance.tell(&event);
+                    }
+                }
             }
         }
-        poll(&sources, self.deadline)
     }
 
     fn on_signal(&mut self, how: Ending) {
@@ -373,7 +384,8 @@ mod tests {
             uid_base: None,
             orphan_limit_seconds: 1,
             records: Records::open(state.path()).unwrap(),
-        });
+        })
+        .unwrap();
         let config = config::load(state.path(), None, &Overrides::default()).unwrap();
         let setup = ApplianceSetup {
             config,
@@ -473,7 +485,7 @@ mod tests {
                 "{event:?}"
             );
         }
-        assert_eq!(setting.warden.children.watched().count(), 0);
+        assert_eq!(setting.warden.children.running.len(), 0);
     }
 
     #[test]
@@ -512,8 +524,7 @@ mod tests {
         let refused = setting.ask(&Request::Adopt { id: Uuid::new_v4() });
         assert!(matches!(refused[..], [Event::AdoptFailed { .. }]));
         // The other one was killed, and its end is nobody's news.
-        let running = setting.warden.children.watched();
-        let (_, pidfd, _) = running.into_iter().find(|(id, ..)| *id == other).unwrap();
+        let pidfd = setting.warden.children.running[&other].process.pidfd();
         let mut fds = [PollFd::from_borrowed_fd(pidfd, PollFlags::IN)];
         rustix::event::poll(&mut fds, None).unwrap();
         assert_eq!(setting.warden.children.reap(other), None);
@@ -579,7 +590,7 @@ mod tests {
         setting.warden.appliance.kill();
         let (outcome, mut children) = setting.warden.run();
         assert!(outcome.settled && outcome.ending.is_none());
-        assert!(children.watched().any(|(other, ..)| other == id));
+        assert!(children.running.contains_key(&id));
         children.end_all();
     }
 }

@@ -42,6 +42,8 @@ pub enum ServeError {
     },
     #[error(transparent)]
     Worker(#[from] ProgramError),
+    #[error("Cannot watch processes")]
+    Watch(#[source] io::Error),
     #[error("Cannot catch signals")]
     Signals(#[source] io::Error),
     #[error("Cannot start the appliance process")]
@@ -62,6 +64,7 @@ impl ServeError {
             | Self::Records(_)
             | Self::Listen { .. }
             | Self::Worker(_)
+            | Self::Watch(_)
             | Self::Signals(_)
             | Self::Appliance(_) => Exit::Failed,
         }
@@ -102,7 +105,8 @@ pub fn serve(config: Checked, task: Task) -> Result<Exit, ServeError> {
         uid_base: uid,
         orphan_limit_seconds: config.orphan_limit_seconds,
         records,
-    });
+    })
+    .map_err(ServeError::Watch)?;
     children.take_over(left.workers);
     let setup = ApplianceSetup {
         config,
