@@ -16,6 +16,7 @@ use tempfile::TempDir;
 use tokio_rustls::TlsAcceptor;
 
 use super::*;
+use crate::images::ImageRecord;
 use crate::images::testing::{gzip, zstd};
 use crate::images::{
     Cache, ImageError, ImageErrorCode, Imported, Job, JobReport, JobRunner, Limits, worker,
@@ -120,7 +121,7 @@ fn credentials(server: &str, password: &str) -> Credentials {
     }
 }
 
-fn text_of(image: &crate::images::ImageRecord) -> String {
+fn text_of(image: &ImageRecord) -> String {
     crate::images::squash::reader::read_image(&std::fs::read(&image.root_image_path).unwrap())
 }
 
@@ -147,7 +148,12 @@ async fn image_is_pulled_and_named_in_full_and_the_second_time_costs_one_manifes
 
     let again = bench.pull(&name).await.unwrap();
     assert!(again.cached);
-    assert_eq!(again.image, pulled.image);
+    assert!(again.image.last_used > pulled.image.last_used);
+    let as_before = ImageRecord {
+        last_used: pulled.image.last_used,
+        ..again.image
+    };
+    assert_eq!(as_before, pulled.image);
     let lines: Vec<_> = registry.seen().into_iter().map(|seen| seen.line).collect();
     assert_eq!(lines, ["GET /v2/", "HEAD /v2/team/app/manifests/1"]);
     assert_eq!(bench.builds(), 1);
