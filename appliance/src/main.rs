@@ -6,6 +6,7 @@ mod appliance;
 mod bench;
 mod cli;
 mod config;
+mod dns_name;
 mod doctor;
 mod front;
 mod golden;

@@ -82,7 +82,7 @@ impl Service {
         let address = free_address();
         let config = format!("listen = \"{address}\"\nspare_workers = 0\n");
         let host = ServiceHost::boot(&config);
-        fs::copy(artifacts::demo_image(), host.path("/root/demo.tar")).unwrap();
+        fs::copy(artifacts::demo_image(), host.path("/demo.tar")).unwrap();
         let mut service = Self {
             host,
             address,
@@ -90,7 +90,7 @@ impl Service {
         };
         service.systemctl(&["start"]);
         service.wait_until_served();
-        let flags = "sessionpool create --name shop --image oci-archive:/root/demo.tar --target-port 8080 --max-sessions 2 \
+        let flags = "sessionpool create --name shop --image oci-archive:/demo.tar --target-port 8080 --max-sessions 2 \
                      --ready-sessions 0 --cpu 0.5 --memory 0.5Gi";
         let create: Vec<&str> = ["cabana"].into_iter().chain(flags.split(' ')).collect();
         let create: Vec<&str> = create.into_iter().filter(|word| !word.is_empty()).collect();

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::Paths;
 use super::images;
 use super::raw::RawConfig;
+use crate::dns_name::is_dns_name;
 use crate::images::Limits;
 use crate::images::registry::Registries;
 
@@ -306,19 +307,11 @@ fn address(key: &'static str, value: &toml::Value) -> Result<SocketAddr, ConfigE
         })
 }
 
-/// A DNS name (RFC 1123 §2.1) in lower case.
+/// A DNS name in lower case.
 fn domain(value: toml::Value) -> Result<String, ConfigError> {
-    let label = |label: &str| {
-        (1..=63).contains(&label.len())
-            && !label.starts_with('-')
-            && !label.ends_with('-')
-            && label
-                .bytes()
-                .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
-    };
     match value.as_str() {
         // A pool's name and a dot come in front; 253 is the limit of a whole name.
-        Some(text) if text.len() <= 253 - 64 && text.split('.').all(label) => Ok(text.to_owned()),
+        Some(text) if text.len() <= 253 - 64 && is_dns_name(text) => Ok(text.to_owned()),
         _ => Err(ConfigError::Value {
             key: "domain".into(),
             expected: "a DNS name in lower case, like \"sessions.example.org\"".to_owned(),

@@ -79,7 +79,11 @@ pub fn prune(prune: &PruneImages) -> Result<Exit, Failure> {
         };
         let freed = size(&answer["freedBytes"]);
         let would = if prune.dry_run { "would be" } else { "are" };
-        format!("{lines}{} images, {freed} {would} freed\n", removed.len())
+        let count = match removed.len() {
+            1 => "1 image".to_owned(),
+            count => format!("{count} images"),
+        };
+        format!("{lines}{count}, {freed} {would} freed\n")
     })?;
     warn(&removed);
     Ok(Exit::Ok)

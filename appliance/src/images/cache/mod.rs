@@ -225,7 +225,7 @@ impl Cache {
     pub fn require(&self, name_or_digest: &str) -> Result<ImageRecord, ImageError> {
         self.get(name_or_digest).ok_or_else(|| {
             ImageError::not_found(format!(
-                "No image '{name_or_digest}'; import one with: cabana image import oci-archive:FILE --name {name_or_digest}"
+                "No image '{name_or_digest}' is here; get it with `cabana image pull NAME` or `cabana image import oci-archive:FILE --name NAME`"
             ))
         })
     }

@@ -11,6 +11,7 @@
 use std::fmt;
 use std::str::FromStr;
 
+use crate::dns_name::is_dns_name;
 use crate::images::digest::Digest;
 use crate::images::error::{ImageError, printable};
 
@@ -208,15 +209,7 @@ fn is_host(text: &str) -> bool {
         Some((name, number)) => (name, Some(number)),
         None => (text, None),
     };
-    let label = |label: &str| {
-        (1..=63).contains(&label.len())
-            && !label.starts_with('-')
-            && !label.ends_with('-')
-            && label
-                .bytes()
-                .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
-    };
-    name.split('.').all(label) && number.is_none_or(port)
+    is_dns_name(name) && number.is_none_or(port)
 }
 
 fn is_tag(tag: &str) -> bool {
