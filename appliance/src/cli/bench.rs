@@ -4,7 +4,7 @@ use std::fs::Permissions;
 use std::io;
 use std::os::unix::fs::PermissionsExt as _;
 
-use super::args::{BenchCommand, BenchDistinct, BenchFork, BenchImage};
+use super::args::{BenchCommand, BenchDistinct, BenchFork, BenchImage, Output};
 use super::source::{Source, Transport};
 use crate::bench::{Measure, Plan, distinct, fork, image, shapes};
 use crate::config::{self, Overrides};
@@ -43,7 +43,11 @@ pub fn run(command: BenchCommand) -> Result<Exit, Failure> {
 fn build_only(plan: &shapes::Plan, json: bool) -> Result<Exit, Failure> {
     let report = shapes::build(plan)
         .map_err(|error| Failure::new(Exit::Failed, format!("{error:#}").replace('\n', " ")))?;
-    super::output::print(json, &report.json(), |_| report.text())?;
+    let flags = Output {
+        json,
+        ..Output::default()
+    };
+    super::output::print(&flags, &report.json(), |_| report.text())?;
     Ok(Exit::Ok)
 }
 

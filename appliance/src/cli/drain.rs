@@ -30,7 +30,7 @@ pub fn drain(drain: &Drain) -> Result<Exit, Failure> {
     let root = &drain.connection.root;
     if drain.cancel {
         let answer = call(root, Method::DELETE, "/drain", Payload::Nothing)?;
-        output::print(drain.json, &answer, |_| {
+        output::print(&drain.output, &answer, |_| {
             "Sessions are begun again\n".to_owned()
         })?;
         return Ok(Exit::Ok);
@@ -41,13 +41,11 @@ pub fn drain(drain: &Drain) -> Result<Exit, Failure> {
     let (outcome, answer) = outcome?;
     match said(outcome) {
         Ok(line) => {
-            output::print(drain.json, &answer, |_| line)?;
+            output::print(&drain.output, &answer, |_| line)?;
             Ok(Exit::Ok)
         }
         Err(line) => {
-            if drain.json {
-                output::print(true, &answer, |_| String::new())?;
-            }
+            output::print(&drain.output, &answer, |_| String::new())?;
             Err(Failure::new(Exit::Failed, line))
         }
     }

@@ -46,7 +46,7 @@ pub fn exec(exec: &ExecSession) -> Result<ExitCode, Failure> {
     };
     let request = request(exec, terminals, std::env::var("TERM").ok());
     let path = inside_path(&exec.target, "exec", &[]);
-    let end = client::with_socket(&exec.target.connection.root, async |socket| {
+    let end = client::with_socket(&exec.connection.root, async |socket| {
         let stream = client::upgrade(socket, &path, EXEC_PROTOCOL).await?;
         // Without input the keyboard is still ours, and Ctrl-C with it.
         let is_raw = request.terminal.is_some() && request.stdin && terminals.stdin;

@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use super::args::ListGoldens;
 use super::client::{Payload, call};
-use super::output::{print, table};
+use super::output::{print, table, write};
 use super::sessionpool::cell;
 use crate::exit::{Exit, Failure, chain};
 
@@ -23,7 +23,7 @@ pub fn list(list: &ListGoldens) -> Result<Exit, Failure> {
         Value::Array(goldens) => goldens.clone(),
         _ => Vec::new(),
     };
-    print(list.json, &goldens, |goldens| {
+    print(&list.output, &goldens, |goldens| {
         let rows: Vec<_> = goldens.iter().map(row).collect();
         table(
             &[
@@ -82,9 +82,7 @@ pub fn inspect(path: &Path) -> Result<Exit, Failure> {
         let line = format!("{shown} is not a snapshot's state: {}", chain(&error));
         Failure::new(Exit::Failed, line)
     })?;
-    print(false, &(), |()| {
-        format!("{}\n", inspection.to_string().trim_end())
-    })?;
+    write(&format!("{}\n", inspection.to_string().trim_end()))?;
     Ok(Exit::Ok)
 }
 

@@ -8,7 +8,7 @@ use http::Method;
 use serde::{Deserialize, Serialize};
 
 pub use self::kept::{inspect, list, prune, remove};
-use super::args::ImportImage;
+use super::args::{ImportImage, Output};
 use super::client::{Payload, call, escape};
 use super::output::print;
 use super::source::Source;
@@ -34,15 +34,15 @@ pub fn import(import: &ImportImage) -> Result<Exit, Failure> {
         &import.source,
         import.name.as_deref(),
     )?;
-    report(import.json, &imported, "is imported")
+    report(&import.output, &imported, "is imported")
 }
 
 /// Says what has come of it, and what was lost on the way.
-pub fn report(json: bool, imported: &Imported, done: &str) -> Result<Exit, Failure> {
+pub fn report(flags: &Output, imported: &Imported, done: &str) -> Result<Exit, Failure> {
     for warning in &imported.warnings {
         eprintln!("cabana: warning: {warning}");
     }
-    print(json, imported, |imported| {
+    print(flags, imported, |imported| {
         let Imported {
             name,
             digest,

@@ -22,7 +22,7 @@ pub fn logs(logs: &SessionLogs) -> Result<Exit, Failure> {
         }
     }
     let path = inside_path(&logs.target, "logs", &parameters);
-    client::with_socket(&logs.target.connection.root, async |socket| {
+    client::with_socket(&logs.connection.root, async |socket| {
         let mut body = client::stream(socket, Method::GET, &path, Payload::Nothing).await?;
         let mut lines = Lines::default();
         while let Some(frame) = body.frame().await {

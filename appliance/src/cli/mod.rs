@@ -8,14 +8,18 @@ mod bench;
 mod client;
 mod drain;
 mod exec;
+mod formats;
 mod golden;
 mod greedy;
 mod image;
 mod login;
 mod logs;
+mod manual;
 mod output;
 mod probes;
 mod pull;
+mod query;
+mod secrets;
 mod session;
 mod sessionpool;
 mod source;
@@ -73,9 +77,9 @@ fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Stop(command) => stop::stop(&command),
         Command::Drain(command) => drain::drain(&command),
         Command::Bench(command) => bench::run(command),
-        Command::Doctor { json } => {
+        Command::Doctor { output } => {
             let report = doctor::Report::make();
-            output::print(json, &report, |report| report.text())?;
+            output::print(&output, &report, |report| report.text())?;
             Ok(if report.can_run_guests {
                 Exit::Ok
             } else {
@@ -87,7 +91,7 @@ fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
             SessionPoolCommand::Update(update) => sessionpool::update(update),
             SessionPoolCommand::Show(target) => sessionpool::show(&target),
             SessionPoolCommand::List(list) => sessionpool::list(&list),
-            SessionPoolCommand::Delete(target) => sessionpool::delete(&target),
+            SessionPoolCommand::Delete(delete) => sessionpool::delete(&delete),
         },
         Command::Session(SessionCommand::List(target)) => session::list(&target),
         Command::Session(SessionCommand::Show(show)) => session::show(&show),
@@ -105,6 +109,8 @@ fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Golden(GoldenCommand::Ls(list)) => golden::list(&list),
         Command::Golden(GoldenCommand::Inspect { file }) => golden::inspect(&file),
         Command::Token(TokenCommand::Create(create)) => token::create(&create),
+        Command::Completion { shell } => manual::completion(shell),
+        Command::Man { folder } => manual::pages(&folder),
         Command::ReleaseCgroup => warden::release_cgroup()
             .map(|()| Exit::Ok)
             .map_err(|error| Failure::of(Exit::Failed, &error)),
@@ -361,6 +367,6 @@ mod tests {
             (create.cpu, create.target_port, create.max_sessions),
             (0.5, 8080, 3)
         );
-        assert!(create.json);
+        assert!(create.output.json);
     }
 }

@@ -1,4 +1,4 @@
-//! Answers on stdout: JSON for programs, aligned text for people.
+//! Answers on stdout: aligned text for people, or what the flags want.
 
 use std::io::{self, IsTerminal as _, Write as _};
 use std::time::Duration;
@@ -6,24 +6,49 @@ use std::time::Duration;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
+use super::args::{Format, Output};
+use super::formats;
 use crate::exit::{Exit, Failure};
 
 /// How often the line moves.
 const TICK: Duration = Duration::from_millis(100);
 
-/// Prints `value` as JSON, or what `text` makes of it.
+/// Prints `value` as the flags want it; by themselves, what `text` makes of it.
 pub fn print<T: Serialize>(
-    json: bool,
+    flags: &Output,
     value: &T,
     text: impl FnOnce(&T) -> String,
 ) -> Result<(), Failure> {
-    let text = if json {
-        let text = serde_json::to_string_pretty(value);
-        text.map_err(|error| Failure::of(Exit::Failed, &error))? + "\n"
-    } else {
-        text(value)
+    let failed = |error: &serde_json::Error| Failure::of(Exit::Failed, error);
+    let format = match (flags.output, flags.json, &flags.query) {
+        (Some(format), ..) => format,
+        (None, false, None) => return write(&text(value)),
+        (None, ..) => Format::Json,
     };
-    let mut stdout = std::io::stdout().lock();
+    if format == Format::Table && flags.query.is_none() {
+        return write(&text(value));
+    }
+    let answer = serde_json::to_value(value).map_err(|error| failed(&error))?;
+    let answer = match &flags.query {
+        Some(query) => query.of(&answer)?,
+        None => answer,
+    };
+    let text = match format {
+        Format::Json => {
+            let text = serde_json::to_string_pretty(&answer).map_err(|error| failed(&error))?;
+            text + "\n"
+        }
+        Format::Table => formats::table(&answer),
+        Format::Tsv => formats::tsv(&answer),
+        Format::Yaml => formats::yaml(&answer).map_err(|line| Failure::new(Exit::Failed, line))?,
+        Format::None => return Ok(()),
+    };
+    write(&text)
+}
+
+/// Prints text that has no other form.
+pub fn write(text: &str) -> Result<(), Failure> {
+    let mut stdout = io::stdout().lock();
     stdout
         .write_all(text.as_bytes())
         .and_then(|()| stdout.flush())

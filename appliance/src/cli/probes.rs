@@ -36,7 +36,8 @@ fn probes(text: &str) -> Result<Value, String> {
     }
 }
 
-fn json(node: &Yaml<'_>) -> Result<Value, String> {
+/// YAML as the JSON that it means.
+pub fn json(node: &Yaml<'_>) -> Result<Value, String> {
     Ok(match node {
         Yaml::Value(scalar) => match scalar {
             Scalar::Null => Value::Null,

@@ -24,7 +24,7 @@ const SHORT: usize = 12;
 pub fn pull(pull: &PullImage) -> Result<Exit, Failure> {
     let login = Login::of(&pull.registry, Some(&pull.image))?;
     let pulled = fetch(&pull.connection.root, &pull.image, login.as_ref())?;
-    report(pull.json, &pulled, "is pulled")
+    report(&pull.output, &pulled, "is pulled")
 }
 
 /// Has the appliance pull, and shows how far it is on stderr.

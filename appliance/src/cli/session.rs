@@ -3,8 +3,8 @@
 use http::Method;
 use serde_json::{Value, json};
 
-use super::args::{OneSession, PoolTarget, SessionTarget};
-use super::client::{Payload, call, session_path};
+use super::args::{Group, OneSession, PoolTarget, SessionTarget};
+use super::client::{Payload, Whom, management_path, session_path};
 use super::output::{print, table};
 use super::sessionpool::cell;
 use crate::exit::{Exit, Failure};
@@ -20,29 +20,30 @@ const COLUMNS: [(&str, &str); 7] = [
 ];
 
 pub fn list(target: &PoolTarget) -> Result<Exit, Failure> {
-    let path = session_path(&target.resource_group, &target.name, None);
-    let root = &target.connection.root;
-    let answer = call(root, Method::GET, &path, Payload::Nothing)?;
-    let sessions = match &answer["value"] {
-        Value::Array(sessions) => sessions.clone(),
-        _ => Vec::new(),
+    let whom = target.appliance.whom()?;
+    let sessions = match &whom {
+        Whom::Local(_) => {
+            let path = session_path(&target.group, &target.name, None);
+            values(whom.call(Method::GET, &path, Payload::Nothing)?).0
+        }
+        Whom::Remote(_) => pages(&whom, &target.group, &target.name)?,
     };
-    print(target.json, &sessions, |sessions| listed(sessions))?;
+    print(&target.output, &sessions, |sessions| listed(sessions))?;
     Ok(Exit::Ok)
 }
 
 pub fn show(show: &OneSession) -> Result<Exit, Failure> {
-    let session = on_session(&show.target, Method::GET)?;
-    print(show.json, &session, details)?;
+    let session = on_session(show, Method::GET, "getSession")?;
+    print(&show.output, &session, details)?;
     Ok(Exit::Ok)
 }
 
 pub fn stop(stop: &OneSession) -> Result<Exit, Failure> {
-    let session = on_session(&stop.target, Method::DELETE)?;
+    let session = on_session(stop, Method::DELETE, "stopSession")?;
     let answer = json!({
-        "identifier": session["identifier"], "session": session["session"], "stopped": true,
+        "identifier": stop.target.identifier, "session": session["session"], "stopped": true,
     });
-    print(stop.json, &answer, |answer| {
+    print(&stop.output, &answer, |answer| {
         // As the cloud service says it.
         let identifier = cell(&answer["identifier"]);
         let pool = &stop.target.name;
@@ -51,10 +52,46 @@ pub fn stop(stop: &OneSession) -> Result<Exit, Failure> {
     Ok(Exit::Ok)
 }
 
-fn on_session(target: &SessionTarget, method: Method) -> Result<Value, Failure> {
-    let identifier = String::from(target.identifier.clone());
-    let path = session_path(&target.resource_group, &target.name, Some(&identifier));
-    call(&target.connection.root, method, &path, Payload::Nothing)
+/// On another host sessions are the front door's, whose management calls any client may make.
+fn on_session(one: &OneSession, method: Method, call: &str) -> Result<Value, Failure> {
+    let SessionTarget {
+        name,
+        identifier,
+        group,
+    } = &one.target;
+    let identifier = String::from(identifier.clone());
+    let whom = one.appliance.whom()?;
+    match &whom {
+        Whom::Local(_) => {
+            let path = session_path(group, name, Some(&identifier));
+            whom.call(method, &path, Payload::Nothing)
+        }
+        Whom::Remote(_) => {
+            let path = management_path(group, name, call, Some(&identifier));
+            whom.call(Method::POST, &path, Payload::Nothing)
+        }
+    }
+}
+
+/// All sessions of a pool on another host, which come in pages.
+fn pages(whom: &Whom, group: &Group, pool: &str) -> Result<Vec<Value>, Failure> {
+    let mut sessions = Vec::new();
+    let mut page = Some(management_path(group, pool, "listSessions", None));
+    while let Some(path) = page {
+        let (more, next) = values(whom.call(Method::POST, &path, Payload::Nothing)?);
+        sessions.extend(more);
+        page = next;
+    }
+    Ok(sessions)
+}
+
+/// What is in a list, and where the next page of it is.
+fn values(mut answer: Value) -> (Vec<Value>, Option<String>) {
+    let next = answer["nextLink"].as_str().map(str::to_owned);
+    match answer["value"].take() {
+        Value::Array(values) => (values, next),
+        _ => (Vec::new(), next),
+    }
 }
 
 fn listed(sessions: &[Value]) -> String {

@@ -28,7 +28,7 @@ pub fn stop(stop: &Stop) -> Result<Exit, Failure> {
     progress.finish_and_clear();
     let (ran, left) = ended?;
     let answer = json!({ "applianceEnded": ran, "workersEnded": left });
-    output::print(stop.json, &answer, |_| said(ran, left))?;
+    output::print(&stop.output, &answer, |_| said(ran, left))?;
     Ok(Exit::Ok)
 }
 
@@ -86,7 +86,7 @@ fn failure(error: &LeftoverError) -> Failure {
 
 #[cfg(test)]
 mod tests {
-    use super::super::args::Connection;
+    use super::super::args::{Connection, Output};
     use super::*;
     use crate::warden::end_leftovers;
 
@@ -98,7 +98,7 @@ mod tests {
         };
         let exit = stop(&Stop {
             connection,
-            json: false,
+            output: Output::default(),
         });
         assert_eq!(exit.unwrap(), Exit::Ok);
         assert_eq!(std::fs::read_dir(root.path()).unwrap().count(), 0);

@@ -63,7 +63,7 @@ pub fn import(import: &ImportStore) -> Result<Exit, Failure> {
         ImportError::Store(error) => failure(error),
         _ => Failure::of(Exit::Failed, &error),
     })?;
-    output::print(import.json, &json!({ "imported": tally }), |_| {
+    output::print(&import.output, &json!({ "imported": tally }), |_| {
         format!("Imported {}\n", counted(&tally))
     })?;
     Ok(Exit::Ok)
@@ -159,7 +159,7 @@ fn write(text: &str, output: Option<&Output<'_>>) -> Result<(), Failure> {
                 .and_then(|()| file.sync_all())
                 .map_err(cannot("write", path))
         }
-        None => output::print(false, &(), |()| text.to_owned()),
+        None => output::write(text),
     }
 }
 

@@ -28,6 +28,6 @@ pub fn create(create: &CreateToken) -> Result<Exit, Failure> {
             "The appliance answered without a token",
         ));
     };
-    print(create.json, &answer, |_| token + "\n")?;
+    print(&create.output, &answer, |_| token + "\n")?;
     Ok(Exit::Ok)
 }

@@ -2,7 +2,7 @@
 
 use clap::{Args, Subcommand};
 
-use super::JSON_HELP;
+const JSON_HELP: &str = "Print JSON";
 use crate::cli::source::Source;
 use crate::images::Shape;
 use crate::worker::spec::ForkPoint;

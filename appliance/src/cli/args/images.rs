@@ -2,14 +2,14 @@
 
 use clap::Args;
 
-use super::{Connection, JSON_HELP};
+use super::{Connection, Output};
 
 #[derive(Debug, Args)]
 pub struct ListImages {
     #[command(flatten)]
     pub connection: Connection,
-    #[arg(long, help = JSON_HELP)]
-    pub json: bool,
+    #[command(flatten)]
+    pub output: Output,
 }
 
 #[derive(Debug, Args)]
@@ -22,8 +22,8 @@ pub struct InspectImage {
     pub image: String,
     #[command(flatten)]
     pub connection: Connection,
-    #[arg(long, help = JSON_HELP)]
-    pub json: bool,
+    #[command(flatten)]
+    pub output: Output,
 }
 
 #[derive(Debug, Args)]
@@ -40,8 +40,8 @@ pub struct RemoveImages {
     pub images: Vec<String>,
     #[command(flatten)]
     pub connection: Connection,
-    #[arg(long, help = JSON_HELP)]
-    pub json: bool,
+    #[command(flatten)]
+    pub output: Output,
 }
 
 #[derive(Debug, Args)]
@@ -56,6 +56,6 @@ pub struct PruneImages {
     pub dry_run: bool,
     #[command(flatten)]
     pub connection: Connection,
-    #[arg(long, help = JSON_HELP)]
-    pub json: bool,
+    #[command(flatten)]
+    pub output: Output,
 }

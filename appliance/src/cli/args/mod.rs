@@ -7,16 +7,19 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use super::source::Source;
 use super::values;
 
+mod appliance;
 mod bench;
 mod images;
 mod pools;
 mod registry;
 mod sessions;
 
+pub use appliance::{Appliance, Connection, Format, Group, Groups, Output};
 pub use bench::{BenchCommand, BenchDistinct, BenchFork, BenchImage};
 pub use images::{InspectImage, ListImages, PruneImages, RemoveImages};
 pub use pools::{
-    CreatePool, Life, LifecycleType, ListPools, PoolTarget, SessionPoolCommand, UpdatePool,
+    CreatePool, DeletePool, Life, LifecycleType, ListPools, PoolTarget, SecretFlags,
+    SessionPoolCommand, UpdatePool,
 };
 pub use registry::RegistryFlags;
 pub use sessions::{ExecSession, OneSession, SessionCommand, SessionLogs, SessionTarget};
@@ -54,8 +57,8 @@ pub enum Command {
         after_help = "Exit code 0: guests can run here. 1: they cannot, and the line says why."
     )]
     Doctor {
-        #[arg(long, help = JSON_HELP)]
-        json: bool,
+        #[command(flatten)]
+        output: Output,
     },
     /// Create, change, show, list and delete session pools
     #[command(subcommand, name = "sessionpool")]
@@ -75,6 +78,22 @@ pub enum Command {
     /// Save what the appliance keeps, and bring it back
     #[command(subcommand)]
     Store(StoreCommand),
+    /// Print completions for a shell
+    #[command(after_help = "Examples:
+  cabana completion bash > /usr/share/bash-completion/completions/cabana
+  source <(cabana completion zsh)")]
+    Completion {
+        #[arg(value_enum)]
+        shell: clap_complete::Shell,
+    },
+    /// Write the man pages of all commands into a folder
+    #[command(after_help = "Examples:
+  cabana man /usr/local/share/man/man1")]
+    Man {
+        /// It is made if it is not there
+        #[arg(value_name = "DIR")]
+        folder: PathBuf,
+    },
     /// Measure this host
     #[command(subcommand, hide = true)]
     Bench(BenchCommand),
@@ -88,9 +107,6 @@ pub enum Command {
     #[command(hide = true)]
     ImageWorker,
 }
-
-const JSON_HELP: &str = "Print JSON";
-const DEFAULT_GROUP: &str = "default";
 
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
@@ -122,8 +138,8 @@ that one has left behind. Nothing to end is no failure.")]
 pub struct Stop {
     #[command(flatten)]
     pub connection: Connection,
-    #[arg(long, help = JSON_HELP)]
-    pub json: bool,
+    #[command(flatten)]
+    pub output: Output,
 }
 
 #[derive(Debug, Args)]
@@ -146,16 +162,8 @@ pub struct Drain {
     pub cancel: bool,
     #[command(flatten)]
     pub connection: Connection,
-    #[arg(long, help = JSON_HELP)]
-    pub json: bool,
-}
-
-/// Flags of every command that talks to the appliance.
-#[derive(Debug, Clone, Args)]
-pub struct Connection {
-    /// The root that the appliance was started with
-    #[arg(long, value_name = "DIR", default_value = "/")]
-    pub root: PathBuf,
+    #[command(flatten)]
+    pub output: Output,
 }
 
 #[derive(Debug, Subcommand)]
@@ -188,8 +196,8 @@ pub struct ImportImage {
     pub name: Option<String>,
     #[command(flatten)]
     pub connection: Connection,
-    #[arg(long, help = JSON_HELP)]
-    pub json: bool,
+    #[command(flatten)]
+    pub output: Output,
 }
 
 #[derive(Debug, Args)]
@@ -207,8 +215,8 @@ pub struct PullImage {
     pub registry: RegistryFlags,
     #[command(flatten)]
     pub connection: Connection,
-    #[arg(long, help = JSON_HELP)]
-    pub json: bool,
+    #[command(flatten)]
+    pub output: Output,
 }
 
 #[derive(Debug, Subcommand)]
@@ -228,8 +236,8 @@ pub enum GoldenCommand {
 pub struct ListGoldens {
     #[command(flatten)]
     pub connection: Connection,
-    #[arg(long, help = JSON_HELP)]
-    pub json: bool,
+    #[command(flatten)]
+    pub output: Output,
 }
 
 #[derive(Debug, Subcommand)]
@@ -253,8 +261,8 @@ pub struct CreateToken {
     pub role: Role,
     #[command(flatten)]
     pub connection: Connection,
-    #[arg(long, help = JSON_HELP)]
-    pub json: bool,
+    #[command(flatten)]
+    pub output: Output,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -307,6 +315,6 @@ pub struct ImportStore {
     pub replace: bool,
     #[command(flatten)]
     pub connection: Connection,
-    #[arg(long, help = JSON_HELP)]
-    pub json: bool,
+    #[command(flatten)]
+    pub output: Output,
 }

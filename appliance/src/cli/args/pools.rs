@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand, ValueEnum};
 
-use super::{Connection, DEFAULT_GROUP, JSON_HELP, RegistryFlags};
+use super::{Appliance, Group, Groups, Output, RegistryFlags};
 use crate::cli::values;
 use crate::worker::spec::ForkPoint;
 
@@ -19,7 +19,7 @@ pub enum SessionPoolCommand {
     /// List the pools
     List(ListPools),
     /// Delete a pool and end its sessions
-    Delete(PoolTarget),
+    Delete(DeletePool),
 }
 
 #[derive(Debug, Args)]
@@ -60,7 +60,7 @@ pub struct CreatePool {
     /// The port on which the container serves HTTP
     #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
     pub target_port: u16,
-    /// Environment of the container
+    /// Environment of the container; `NAME=secretref:SECRET` takes the value from a secret
     #[arg(long, value_name = "NAME=VALUE", num_args = 1.., value_parser = values::env_var)]
     pub env_vars: Vec<(String, String)>,
     /// Replaces the image's entrypoint; takes everything up to the next long flag of this command
@@ -81,12 +81,40 @@ pub struct CreatePool {
     /// YAML or JSON with the list `probes`, as the cloud service has it
     #[arg(long, value_name = "FILE")]
     pub probe_yaml: Option<PathBuf>,
-    #[arg(long, short = 'g', default_value = DEFAULT_GROUP)]
-    pub resource_group: String,
     #[command(flatten)]
-    pub connection: Connection,
-    #[arg(long, help = JSON_HELP)]
-    pub json: bool,
+    pub secrets: SecretFlags,
+    /// What sessions may reach: EgressDisabled or EgressEnabled
+    #[arg(long, value_name = "STATUS", default_value = "EgressDisabled")]
+    pub network_status: String,
+    /// What kind of pool: CustomContainer
+    #[arg(long, value_name = "TYPE", default_value = "CustomContainer")]
+    pub container_type: String,
+    /// Written down with the pool; there is one place
+    #[arg(long, short, default_value = "local")]
+    pub location: String,
+    /// Written down with the pool; there is one environment
+    #[arg(long, value_name = "ID")]
+    pub environment: Option<String>,
+    /// Return when it is begun; `sessionpool show` says how far it is
+    #[arg(long)]
+    pub no_wait: bool,
+    #[command(flatten)]
+    pub group: Group,
+    #[command(flatten)]
+    pub appliance: Appliance,
+    #[command(flatten)]
+    pub output: Output,
+}
+
+/// Values that the appliance keeps sealed and never shows.
+#[derive(Debug, Clone, Default, Args)]
+pub struct SecretFlags {
+    /// Secrets of the pool, to be named by --env-vars; other users of this host can see them while the command runs
+    #[arg(long = "secrets", short = 's', value_name = "NAME=VALUE", num_args = 1.., value_parser = values::env_var)]
+    pub named: Vec<(String, String)>,
+    /// More secrets, a line NAME=VALUE each, from a file or, with -, from standard input
+    #[arg(long, value_name = "FILE")]
+    pub secrets_file: Option<PathBuf>,
 }
 
 /// When sessions end by themselves.
@@ -147,7 +175,7 @@ pub struct UpdatePool {
     /// The port on which the container serves HTTP
     #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
     pub target_port: Option<u16>,
-    /// Environment of the container, all of it
+    /// Environment of the container, all of it; `NAME=secretref:SECRET` takes a value from a secret
     #[arg(long, value_name = "NAME=VALUE", num_args = 1.., value_parser = values::env_var)]
     pub env_vars: Option<Vec<(String, String)>>,
     /// Replaces the image's entrypoint; \"\" brings that back
@@ -167,32 +195,58 @@ pub struct UpdatePool {
     /// YAML or JSON with the list `probes`, as the cloud service has it; replaces all probes
     #[arg(long, value_name = "FILE")]
     pub probe_yaml: Option<PathBuf>,
-    #[arg(long, short = 'g', default_value = DEFAULT_GROUP)]
-    pub resource_group: String,
     #[command(flatten)]
-    pub connection: Connection,
-    #[arg(long, help = JSON_HELP)]
-    pub json: bool,
+    pub secrets: SecretFlags,
+    /// What sessions may reach: EgressDisabled or EgressEnabled
+    #[arg(long, value_name = "STATUS")]
+    pub network_status: Option<String>,
+    /// Return when it is begun; `sessionpool show` says how far it is
+    #[arg(long)]
+    pub no_wait: bool,
+    #[command(flatten)]
+    pub group: Group,
+    #[command(flatten)]
+    pub appliance: Appliance,
+    #[command(flatten)]
+    pub output: Output,
 }
 
 #[derive(Debug, Args)]
 pub struct PoolTarget {
     #[arg(long, short)]
     pub name: String,
-    #[arg(long, short = 'g', default_value = DEFAULT_GROUP)]
-    pub resource_group: String,
     #[command(flatten)]
-    pub connection: Connection,
-    #[arg(long, help = JSON_HELP)]
-    pub json: bool,
+    pub group: Group,
+    #[command(flatten)]
+    pub appliance: Appliance,
+    #[command(flatten)]
+    pub output: Output,
+}
+
+#[derive(Debug, Args)]
+pub struct DeletePool {
+    #[arg(long, short)]
+    pub name: String,
+    /// Do not ask
+    #[arg(long, short)]
+    pub yes: bool,
+    /// Return when it is begun
+    #[arg(long)]
+    pub no_wait: bool,
+    #[command(flatten)]
+    pub group: Group,
+    #[command(flatten)]
+    pub appliance: Appliance,
+    #[command(flatten)]
+    pub output: Output,
 }
 
 #[derive(Debug, Args)]
 pub struct ListPools {
-    #[arg(long, short = 'g', default_value = DEFAULT_GROUP)]
-    pub resource_group: String,
     #[command(flatten)]
-    pub connection: Connection,
-    #[arg(long, help = JSON_HELP)]
-    pub json: bool,
+    pub groups: Groups,
+    #[command(flatten)]
+    pub appliance: Appliance,
+    #[command(flatten)]
+    pub output: Output,
 }

@@ -2,7 +2,7 @@
 
 use clap::{Args, Subcommand};
 
-use super::{Connection, DEFAULT_GROUP, JSON_HELP, PoolTarget};
+use super::{Appliance, Connection, Group, Output, PoolTarget};
 use crate::cli::values;
 use crate::pool::Identifier;
 
@@ -29,10 +29,8 @@ pub struct SessionTarget {
     /// What the caller calls its session
     #[arg(long, value_name = "ID", allow_hyphen_values = true)]
     pub identifier: Identifier,
-    #[arg(long, short = 'g', default_value = DEFAULT_GROUP)]
-    pub resource_group: String,
     #[command(flatten)]
-    pub connection: Connection,
+    pub group: Group,
 }
 
 #[derive(Debug, Args)]
@@ -42,8 +40,10 @@ pub struct SessionTarget {
 pub struct OneSession {
     #[command(flatten)]
     pub target: SessionTarget,
-    #[arg(long, help = JSON_HELP)]
-    pub json: bool,
+    #[command(flatten)]
+    pub appliance: Appliance,
+    #[command(flatten)]
+    pub output: Output,
 }
 
 #[derive(Debug, Args)]
@@ -61,6 +61,8 @@ Examples:
 pub struct ExecSession {
     #[command(flatten)]
     pub target: SessionTarget,
+    #[command(flatten)]
+    pub connection: Connection,
     /// Give the command a terminal [default: if standard input and output are one]
     #[arg(long, short, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     pub tty: Option<bool>,
@@ -93,6 +95,8 @@ Examples:
 pub struct SessionLogs {
     #[command(flatten)]
     pub target: SessionTarget,
+    #[command(flatten)]
+    pub connection: Connection,
     /// Go on with what comes, until the session ends
     #[arg(long, short)]
     pub follow: bool,

@@ -17,7 +17,7 @@ pub fn list(list: &ListImages) -> Result<Exit, Failure> {
         Payload::Nothing,
     )?;
     let images = values(&answer);
-    print(list.json, &images, |images| {
+    print(&list.output, &images, |images| {
         table(
             &["NAME", "DIGEST", "SIZE", "LAST USE", "POOLS"],
             &images.iter().map(row).collect::<Vec<_>>(),
@@ -34,7 +34,7 @@ pub fn inspect(inspect: &InspectImage) -> Result<Exit, Failure> {
         &path,
         Payload::Nothing,
     )?;
-    print(inspect.json, &image, description)?;
+    print(&inspect.output, &image, description)?;
     Ok(Exit::Ok)
 }
 
@@ -50,7 +50,7 @@ pub fn remove(remove: &RemoveImages) -> Result<Exit, Failure> {
             Err(failure) => failures.push(failure),
         }
     }
-    print(remove.json, &removed, |removed| {
+    print(&remove.output, &removed, |removed| {
         removed.iter().map(removal).collect()
     })?;
     warn(&removed);
@@ -72,7 +72,7 @@ pub fn prune(prune: &PruneImages) -> Result<Exit, Failure> {
         Payload::Json(json!({ "dryRun": prune.dry_run })),
     )?;
     let removed = values(&answer);
-    print(prune.json, &answer, |answer| {
+    print(&prune.output, &answer, |answer| {
         let lines: String = match prune.dry_run {
             true => removed.iter().map(proposal).collect(),
             false => removed.iter().map(removal).collect(),

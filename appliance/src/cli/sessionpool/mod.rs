@@ -5,52 +5,52 @@ mod show;
 #[cfg(test)]
 mod tests;
 
-use std::path::Path;
+use std::io::{self, BufRead as _, IsTerminal as _, Write as _};
 
 use http::Method;
 use serde_json::{Map, Value, json};
 
-use super::args::{CreatePool, Life, LifecycleType, ListPools, PoolTarget, UpdatePool};
-use super::client::{Payload, call, pool_path};
+use super::args::{CreatePool, DeletePool, Life, LifecycleType, ListPools, PoolTarget, UpdatePool};
+use super::client::{Payload, Wait, Whom, pool_path, pools_path};
 use super::login::Login;
-use super::output::{print, table};
+use super::output::{print, spinner, table};
 use super::source::Source;
-use super::{image, probes};
+use super::{image, probes, secrets};
 use crate::exit::{Exit, Failure};
 
 /// As `az` has it.
 const DEFAULT_READY_SESSIONS: u32 = 5;
 
 pub fn create(create: Box<CreatePool>) -> Result<Exit, Failure> {
-    let root = &create.connection.root;
+    let whom = create.appliance.whom()?;
     let probes = create.probe_yaml.as_deref().map(probes::read).transpose()?;
-    let image = imported(root, &create.image)?;
+    let secrets = secrets::read(&create.secrets)?;
+    let image = imported(&whom, &create.image)?;
     let login = Login::of(&create.registry, Some(&image))?;
-    let path = pool_path(&create.resource_group, Some(&create.name));
+    let path = pool_path(&create.group, &create.name);
     let mut body = resource(&create, &image, probes);
-    if let Some(login) = &login {
-        log_in(&mut body, login, Vec::new());
-    }
-    let body = Payload::Json(body);
-    let pool = call(root, Method::PUT, &path, body)?;
-    print(create.json, &pool, |pool| {
-        format!(
-            "Pool {} is ready at {}\n",
-            create.name,
-            show::endpoint(pool)
-        )
+    keep_secrets(&mut body, login.as_ref(), &secrets, Vec::new());
+    let what = format!("making pool {}", create.name);
+    let pool = change(&whom, create.no_wait, &what, Method::PUT, &path, body)?;
+    print(&create.output, &pool, |pool| {
+        let (name, endpoint) = (&create.name, show::endpoint(pool));
+        match create.no_wait {
+            true => format!("Pool {name} is being made; it will be at {endpoint}\n"),
+            false => format!("Pool {name} is ready at {endpoint}\n"),
+        }
     })?;
     Ok(Exit::Ok)
 }
 
 pub fn update(update: Box<UpdatePool>) -> Result<Exit, Failure> {
-    let root = &update.connection.root;
+    let whom = update.appliance.whom()?;
     let probes = update.probe_yaml.as_deref().map(probes::read).transpose()?;
-    let path = pool_path(&update.resource_group, Some(&update.name));
+    let secrets = secrets::read(&update.secrets)?;
+    let path = pool_path(&update.group, &update.name);
     // Before an image is imported for a pool that is not there.
-    let pool = call(root, Method::GET, &path, Payload::Nothing)?;
+    let pool = whom.call(Method::GET, &path, Payload::Nothing)?;
     let image = match &update.image {
-        Some(image) => Some(imported(root, image)?),
+        Some(image) => Some(imported(&whom, image)?),
         None => None,
     };
     let container = &pool["properties"]["customContainerTemplate"]["containers"][0];
@@ -59,71 +59,125 @@ pub fn update(update: Box<UpdatePool>) -> Result<Exit, Failure> {
         image.as_deref().or(container["image"].as_str()),
     )?;
     let mut patch = patch(&update, &pool, image, probes);
-    if let Some(login) = &login {
-        // A list is replaced whole; a name without a value keeps it.
-        let kept = pool["properties"]["secrets"].as_array();
-        log_in(&mut patch, login, kept.cloned().unwrap_or_default());
-    }
-    let pool = call(root, Method::PATCH, &path, Payload::Json(patch))?;
-    print(update.json, &pool, |pool| {
-        format!(
-            "Pool {} is changed: {}\n",
-            update.name,
-            show::progress(pool)
-        )
+    // A list is replaced whole; a name without a value keeps it.
+    let kept = pool["properties"]["secrets"].as_array();
+    let kept = kept.cloned().unwrap_or_default();
+    keep_secrets(&mut patch, login.as_ref(), &secrets, kept);
+    let what = format!("changing pool {}", update.name);
+    let pool = change(&whom, update.no_wait, &what, Method::PATCH, &path, patch)?;
+    print(&update.output, &pool, |pool| {
+        let name = &update.name;
+        match update.no_wait {
+            true => format!("Pool {name} is being changed\n"),
+            false => format!("Pool {name} is changed: {}\n", show::progress(pool)),
+        }
     })?;
     Ok(Exit::Ok)
 }
 
 pub fn show(target: &PoolTarget) -> Result<Exit, Failure> {
-    let path = pool_path(&target.resource_group, Some(&target.name));
-    let pool = call(
-        &target.connection.root,
-        Method::GET,
-        &path,
-        Payload::Nothing,
-    )?;
-    print(target.json, &pool, show::details)?;
+    let path = pool_path(&target.group, &target.name);
+    let whom = target.appliance.whom()?;
+    let pool = whom.call(Method::GET, &path, Payload::Nothing)?;
+    print(&target.output, &pool, show::details)?;
     Ok(Exit::Ok)
 }
 
 pub fn list(list: &ListPools) -> Result<Exit, Failure> {
-    let path = pool_path(&list.resource_group, None);
-    let answer = call(&list.connection.root, Method::GET, &path, Payload::Nothing)?;
+    let groups = &list.groups;
+    let path = pools_path(&groups.subscription, groups.resource_group.as_deref());
+    let answer = list.appliance.whom()?;
+    let answer = answer.call(Method::GET, &path, Payload::Nothing)?;
     let pools = match &answer["value"] {
         Value::Array(pools) => pools.clone(),
         _ => Vec::new(),
     };
-    print(list.json, &pools, |pools| {
+    print(&list.output, &pools, |pools| {
         let rows: Vec<_> = pools.iter().map(show::row).collect();
         table(&show::COLUMNS, &rows)
     })?;
     Ok(Exit::Ok)
 }
 
-pub fn delete(target: &PoolTarget) -> Result<Exit, Failure> {
-    let path = pool_path(&target.resource_group, Some(&target.name));
-    call(
-        &target.connection.root,
-        Method::DELETE,
-        &path,
-        Payload::Nothing,
-    )?;
-    let answer = json!({ "name": target.name, "deleted": true });
-    print(target.json, &answer, |_| {
-        format!("Pool {} is deleted\n", target.name)
+pub fn delete(delete: &DeletePool) -> Result<Exit, Failure> {
+    let whom = delete.appliance.whom()?;
+    let name = &delete.name;
+    if !delete.yes && !sure(name)? {
+        return Err(Failure::new(
+            Exit::Failed,
+            format!("Pool {name} is left alone"),
+        ));
+    }
+    let path = pool_path(&delete.group, name);
+    let what = format!("deleting pool {name}");
+    let none = Payload::Nothing;
+    waiting(&what, || {
+        whom.call_and(wait(delete.no_wait), Method::DELETE, &path, none)
+    })?;
+    let answer = json!({ "name": name, "deleted": !delete.no_wait });
+    print(&delete.output, &answer, |_| match delete.no_wait {
+        true => format!("Pool {name} is being deleted\n"),
+        false => format!("Pool {name} is deleted\n"),
     })?;
     Ok(Exit::Ok)
 }
 
+/// Asks where there is somebody to ask.
+fn sure(name: &str) -> Result<bool, Failure> {
+    if !io::stdin().is_terminal() || !io::stderr().is_terminal() {
+        return Ok(true);
+    }
+    let failed = |error: io::Error| Failure::of(Exit::Failed, &error);
+    let mut stderr = io::stderr();
+    write!(stderr, "Delete pool {name} and end its sessions? (y/n) ").map_err(failed)?;
+    let mut answer = String::new();
+    io::stdin().lock().read_line(&mut answer).map_err(failed)?;
+    Ok(matches!(
+        answer.trim().to_ascii_lowercase().as_str(),
+        "y" | "yes"
+    ))
+}
+
+fn wait(no_wait: bool) -> Wait {
+    match no_wait {
+        true => Wait::Begun,
+        false => Wait::Done,
+    }
+}
+
+fn change(
+    whom: &Whom,
+    no_wait: bool,
+    what: &str,
+    method: Method,
+    path: &str,
+    body: Value,
+) -> Result<Value, Failure> {
+    let body = Payload::Json(body);
+    waiting(what, || whom.call_and(wait(no_wait), method, path, body))
+}
+
+/// Says what is waited for, where somebody watches.
+fn waiting<T>(what: &str, work: impl FnOnce() -> T) -> T {
+    let progress = spinner();
+    progress.set_message(what.to_owned());
+    let done = work();
+    progress.finish_and_clear();
+    done
+}
+
 /// The name of the image; an archive is imported first.
-fn imported(root: &Path, image: &str) -> Result<String, Failure> {
+fn imported(whom: &Whom, image: &str) -> Result<String, Failure> {
     if !Source::is_meant_by(image) {
         return Ok(image.to_owned());
     }
     let source: Source = image
         .parse()
         .map_err(|line: String| Failure::new(Exit::Usage, line))?;
+    let Whom::Local(root) = whom else {
+        let line = "An archive is imported on the appliance's own host: name an image in a registry, or one that is there";
+        return Err(Failure::new(Exit::Usage, line));
+    };
     Ok(image::send(root, &source, None)?.name)
 }
 
@@ -153,10 +207,11 @@ fn resource(create: &CreatePool, image: &str, probes: Option<Value>) -> Value {
         .ready_sessions
         .unwrap_or(DEFAULT_READY_SESSIONS.min(create.max_sessions));
     json!({
-        "location": "local",
+        "location": create.location,
         "properties": {
             "poolManagementType": "Dynamic",
-            "containerType": "CustomContainer",
+            "containerType": create.container_type,
+            "environmentId": create.environment,
             "forkPoint": create.fork_point.to_string(),
             "scaleConfiguration": {
                 "maxConcurrentSessions": create.max_sessions,
@@ -167,20 +222,28 @@ fn resource(create: &CreatePool, image: &str, probes: Option<Value>) -> Value {
                 "containers": [container],
                 "ingress": { "targetPort": create.target_port },
             },
-            "sessionNetworkConfiguration": { "status": "EgressDisabled" },
+            "sessionNetworkConfiguration": { "status": create.network_status },
         },
     })
 }
 
-/// Adds user and password to a body; the password is a secret beside those that are `kept`.
-fn log_in(body: &mut Value, login: &Login, kept: Vec<Value>) {
-    let name = login.secret_name();
-    let mut secrets = kept;
-    secrets.retain(|secret| secret["name"] != name.as_str());
-    secrets.push(json!({ "name": name, "value": login.password }));
+/// Adds secrets to a body, that of a registry's user among them, beside those that are `kept`.
+fn keep_secrets(
+    body: &mut Value,
+    login: Option<&Login>,
+    named: &[(String, String)],
+    kept: Vec<Value>,
+) {
+    let password = login.map(|login| (login.secret_name(), login.password.clone()));
+    let secrets: Vec<_> = named.iter().cloned().chain(password).collect();
+    if secrets.is_empty() {
+        return;
+    }
     let properties = &mut body["properties"];
-    properties["secrets"] = secrets.into();
-    properties["customContainerTemplate"]["registryCredentials"] = login.credentials();
+    properties["secrets"] = secrets::merged(kept, &secrets).into();
+    if let Some(login) = login {
+        properties["customContainerTemplate"]["registryCredentials"] = login.credentials();
+    }
 }
 
 /// The body of the PATCH: what was said, and nothing else. The container is in a list, which a patch
@@ -211,6 +274,10 @@ fn patch(update: &UpdatePool, pool: &Value, image: Option<String>, probes: Optio
     if life.as_object().is_some_and(|life| !life.is_empty()) {
         let life = json!({ "lifecycleConfiguration": life });
         properties.insert("dynamicPoolConfiguration".to_owned(), life);
+    }
+    if let Some(status) = &update.network_status {
+        let network = json!({ "status": status });
+        properties.insert("sessionNetworkConfiguration".to_owned(), network);
     }
     json!({ "properties": properties })
 }
@@ -255,7 +322,7 @@ fn container(
 
 fn env(vars: &[(String, String)]) -> Value {
     vars.iter()
-        .map(|(name, value)| json!({ "name": name, "value": value }))
+        .map(|(name, value)| secrets::variable(name, value))
         .collect()
 }
 

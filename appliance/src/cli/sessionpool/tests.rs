@@ -300,7 +300,7 @@ fn password_of_a_registry_becomes_a_secret_beside_the_others() {
         .unwrap()
         .unwrap();
     let mut body = created(&[]);
-    log_in(&mut body, &login, Vec::new());
+    keep_secrets(&mut body, Some(&login), &[], Vec::new());
     let properties = &body["properties"];
     assert_eq!(
         properties["secrets"],
@@ -317,7 +317,7 @@ fn password_of_a_registry_becomes_a_secret_beside_the_others() {
 
     let mut patch = json!({ "properties": {} });
     let kept = vec![json!({ "name": "other" }), json!({ "name": "rexample-ci" })];
-    log_in(&mut patch, &login, kept);
+    keep_secrets(&mut patch, Some(&login), &[], kept);
     assert_eq!(
         patch["properties"]["secrets"],
         json!([{ "name": "other" }, { "name": "rexample-ci", "value": "hunter2" }])

@@ -37,8 +37,10 @@ mod turns;
 pub mod tests;
 
 pub use auth::{Credentials, Secret};
+pub use dns::HostResolver;
 pub use name::{Reference, RegistryHost};
 pub use patience::Patience;
 pub use progress::{Progress, Reporter};
 pub use pull::{PullRequest, Puller};
 pub use settings::{Mirror, Registries, RegistrySettings};
+pub use tls::trusting;

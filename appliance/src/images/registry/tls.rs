@@ -15,28 +15,26 @@ pub async fn config(
     host: &RegistryHost,
     ca_file: Option<PathBuf>,
 ) -> Result<ClientConfig, ImageError> {
-    let host = host.clone();
-    let made = tokio::task::spawn_blocking(move || {
-        let mut roots = RootCertStore::empty();
-        // A host without certificates can still pull from a registry whose own are named.
-        roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-        if let Some(path) = ca_file {
-            add(&mut roots, &path).map_err(|cause| {
-                ImageError::unreachable(format!(
-                    "Cannot use ca_file {} of {host}: {cause}",
-                    path.display()
-                ))
-            })?;
-        }
-        // Said by name: a provider that another crate brings would never be chosen by chance.
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let config = ClientConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .map_err(|error| ImageError::unreachable(format!("TLS cannot be used: {error}")))?;
-        Ok(config.with_root_certificates(roots).with_no_client_auth())
-    });
-    made.await
-        .map_err(|error| ImageError::unreachable(format!("Cannot prepare TLS: {error}")))?
+    let made = tokio::task::spawn_blocking(move || trusting(ca_file.as_deref())).await;
+    made.map_err(|error| ImageError::unreachable(format!("Cannot prepare TLS: {error}")))?
+        .map_err(|cause| ImageError::unreachable(format!("{cause} (registry {host})")))
+}
+
+/// TLS with a server that is trusted by this host, or by the certificates in a file.
+pub fn trusting(ca_file: Option<&Path>) -> Result<ClientConfig, String> {
+    let mut roots = RootCertStore::empty();
+    // A host without certificates can still reach a server whose own are named.
+    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+    if let Some(path) = ca_file {
+        add(&mut roots, path)
+            .map_err(|cause| format!("Cannot use ca_file {}: {cause}", path.display()))?;
+    }
+    // Said by name: a provider that another crate brings would never be chosen by chance.
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let config = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(|error| format!("TLS cannot be used: {error}"))?;
+    Ok(config.with_root_certificates(roots).with_no_client_auth())
 }
 
 fn add(roots: &mut RootCertStore, path: &Path) -> Result<(), String> {

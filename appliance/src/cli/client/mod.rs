@@ -1,8 +1,11 @@
-//! HTTP over the appliance's admin socket.
+//! Asking an appliance: over the admin socket of this host, or at the HTTPS port of another.
+
+mod address;
+mod remote;
 
 use std::fs::File;
 use std::io::{self, IsTerminal as _, Read as _};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
@@ -18,65 +21,17 @@ use serde_json::Value;
 use tokio::net::UnixStream;
 use tokio::sync::mpsc;
 
-use super::args::SessionTarget;
+pub use address::{escape, inside_path, management_path, pool_path, pools_path, session_path};
+pub use remote::{Endpoint, Remote, Wait};
+
 use crate::config::Paths;
 use crate::exit::{Exit, Failure};
 
-/// What the appliance is asked in ARM's terms; there is one subscription.
-const SUBSCRIPTION: &str = "00000000-0000-0000-0000-000000000000";
-const API_VERSION: &str = "2025-07-01";
 const CHUNK: usize = 256 << 10;
 /// Chunks that are read ahead of the socket.
 const CHUNKS: usize = 4;
 
 type Body = UnsyncBoxBody<Bytes, io::Error>;
-
-/// The path of a pool, or of all pools of a group when `name` is absent.
-pub fn pool_path(group: &str, name: Option<&str>) -> String {
-    let name = name
-        .map(|name| format!("/{}", escape(name)))
-        .unwrap_or_default();
-    let group = escape(group);
-    format!(
-        "/subscriptions/{SUBSCRIPTION}/resourceGroups/{group}/providers/Microsoft.App/sessionPools{name}?api-version={API_VERSION}"
-    )
-}
-
-/// The path of a session, or of all sessions of a pool when `identifier` is absent.
-pub fn session_path(group: &str, pool: &str, identifier: Option<&str>) -> String {
-    let pool = pool_path(group, Some(pool));
-    let identifier = identifier
-        .map(|identifier| format!("/{}", escape(identifier)))
-        .unwrap_or_default();
-    match pool.split_once('?') {
-        Some((path, query)) => format!("{path}/sessions{identifier}?{query}"),
-        None => format!("{pool}/sessions{identifier}"),
-    }
-}
-
-/// The path of a call about the inside of a session, with further parameters.
-pub fn inside_path(target: &SessionTarget, call: &str, parameters: &[(&str, String)]) -> String {
-    let identifier = String::from(target.identifier.clone());
-    let session = session_path(&target.resource_group, &target.name, Some(&identifier));
-    let (session, version) = session.split_once('?').unwrap_or((&session, ""));
-    let more: String = parameters
-        .iter()
-        .map(|(name, value)| format!("&{name}={}", escape(value)))
-        .collect();
-    format!("{session}/{call}?{version}{more}")
-}
-
-/// Percent-encodes everything but the unreserved characters of RFC 3986 §2.3.
-pub fn escape(text: &str) -> String {
-    text.bytes()
-        .map(|byte| match byte {
-            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => {
-                char::from(byte).to_string()
-            }
-            _ => format!("%{byte:02X}"),
-        })
-        .collect()
-}
 
 /// What is sent along.
 pub enum Payload {
@@ -84,6 +39,35 @@ pub enum Payload {
     Json(Value),
     /// Streamed, with a progress bar where somebody watches.
     File(File),
+}
+
+/// Whose appliance is asked.
+pub enum Whom {
+    /// This host's, below a root.
+    Local(PathBuf),
+    /// Another host's.
+    Remote(Remote),
+}
+
+impl Whom {
+    /// One request about pools. Returns when what was asked for is done.
+    pub fn call(&self, method: Method, path: &str, payload: Payload) -> Result<Value, Failure> {
+        self.call_and(Wait::Done, method, path, payload)
+    }
+
+    /// As [`Self::call`], and perhaps does not wait until it is done.
+    pub fn call_and(
+        &self,
+        wait: Wait,
+        method: Method,
+        path: &str,
+        payload: Payload,
+    ) -> Result<Value, Failure> {
+        match self {
+            Self::Local(root) => call(root, method, path, payload),
+            Self::Remote(remote) => remote.call(method, path, payload, wait),
+        }
+    }
 }
 
 /// One request to the appliance below `root`. An answer without a body is `null`.
@@ -317,7 +301,6 @@ fn refusal(status: StatusCode, body: &[u8]) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::args::Connection;
     use super::*;
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     use tokio::net::UnixListener;
@@ -406,26 +389,5 @@ mod tests {
     fn missing_permission_is_exit_77() {
         let failure = unreachable(Path::new("/s"), &io::ErrorKind::PermissionDenied.into());
         assert_eq!(failure.exit, Exit::Permission);
-    }
-
-    #[test]
-    fn names_are_escaped_in_paths() {
-        assert_eq!(escape("a/b:1?x=ä"), "a%2Fb%3A1%3Fx%3D%C3%A4");
-        assert!(pool_path("rg", Some("p/../q")).contains("/sessionPools/p%2F..%2Fq?"));
-        let path = session_path("rg", "p", Some("a/b?"));
-        assert!(
-            path.contains("/sessionPools/p/sessions/a%2Fb%3F?api-version="),
-            "{path}"
-        );
-        assert!(session_path("rg", "p", None).contains("/p/sessions?api-version="));
-        let target = SessionTarget {
-            name: "p".into(),
-            identifier: "a/b?".parse().unwrap(),
-            resource_group: "rg".into(),
-            connection: Connection { root: "/".into() },
-        };
-        let path = inside_path(&target, "logs", &[("tail", "1&2".into())]);
-        assert!(path.contains("/p/sessions/a%2Fb%3F/logs?api-version="));
-        assert!(path.ends_with("&tail=1%262"), "{path}");
     }
 }
