@@ -1,6 +1,7 @@
 //! `cabana`: one binary, several kinds of process. See `cli` for the ways in.
 #![forbid(unsafe_code)]
 
+mod access;
 mod admin;
 mod appliance;
 mod bench;

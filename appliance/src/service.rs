@@ -15,13 +15,13 @@ use tokio::sync::{Notify, watch};
 
 use self::housekeeping::Housekeeping;
 use self::keeper::Keeper;
+use crate::access::Authority;
 use crate::admin::{
     self, Admin, Endpoints, GoldenService, GoldenSummary, ImageService, ImageSummary, ImportOrder,
     PullOrder, Rules, Vault,
 };
 use crate::config::Checked;
 use crate::exit::chain;
-use crate::front::auth::Authority;
 use crate::front::refusal::{Code, Refusal};
 use crate::front::tls::{self, ServedCertificate};
 use crate::front::{Front, listener};

@@ -39,8 +39,8 @@ pub use listener::{bind, serve};
 pub use properties::Rules;
 pub use vault::{KEY_BYTES as VAULT_KEY_BYTES, Vault};
 
+use crate::access::Authority;
 use crate::front::answer::{AnswerBody, RequestLog, refuse};
-use crate::front::auth::Authority;
 use crate::front::refusal::{Code, OPERATION_ID_HEADER, Refusal};
 use crate::pool::Pools;
 

@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use super::{Admin, MAX_TOKEN_TTL, Reply};
-use crate::front::auth::SESSION_EXECUTOR;
+use crate::access::{Grant, Role};
 use crate::front::refusal::{Code, Refusal};
 use crate::pool::PoolName;
 
@@ -19,9 +19,9 @@ impl Admin {
         };
         match &body["role"] {
             Value::Null => {}
-            Value::String(role) if role == SESSION_EXECUTOR => {}
+            Value::String(role) if role == Role::SessionExecutor.as_str() => {}
             other => {
-                let message = format!("role must be {SESSION_EXECUTOR:?}, not {other}");
+                let message = format!("role must be \"{}\", not {other}", Role::SessionExecutor);
                 return Err(wrong("role", message));
             }
         }
@@ -39,9 +39,13 @@ impl Admin {
                 })?,
         };
         let pools = self.pools_of_token(&body["pools"])?;
+        let grant = Grant {
+            pools,
+            ..Grant::of(Role::SessionExecutor)
+        };
         let issued = self
             .authority
-            .issue(&[SESSION_EXECUTOR], &pools, Duration::from_secs(ttl))
+            .sign(&grant, Duration::from_secs(ttl))
             .map_err(|error| Refusal::internal("The token could not be signed", error))?;
         let expires_at = i64::try_from(issued.expires_at).ok();
         let expires_at = expires_at.and_then(|seconds| Timestamp::from_second(seconds).ok());

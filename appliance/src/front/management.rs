@@ -10,6 +10,7 @@ use super::answer::{AnswerBody, RequestLog};
 use super::percent_decode;
 use super::refusal::{Code, OPERATION_ID_HEADER, Refusal};
 use super::route::{self, Route};
+use crate::access::{Claims, Scope};
 use crate::pool::view::{SessionState, SessionView};
 use crate::pool::{Identifier, PoolHandle, PoolName};
 
@@ -37,9 +38,27 @@ pub struct Asked<'a> {
     /// The whole path of the request.
     pub uri: &'a Uri,
     pub pool: &'a PoolHandle,
+    pub caller: Caller<'a>,
 }
 
-/// Answers one call; the token was checked before.
+/// Who asks, and where.
+pub struct Caller<'a> {
+    pub claims: &'a Claims,
+    pub scope: Scope<'a>,
+}
+
+impl Caller<'_> {
+    /// Before anything is said about the session.
+    fn check(&self, identifier: &Identifier) -> Result<(), Refusal> {
+        self.claims.permit_session(self.scope, identifier)
+    }
+
+    fn sees(&self, view: &SessionView) -> bool {
+        self.claims.sees_session(self.scope, &view.identifier)
+    }
+}
+
+/// Answers one call; the role was checked before.
 pub async fn answer<B>(
     request: &Request<B>,
     asked: Asked<'_>,
@@ -48,6 +67,7 @@ pub async fn answer<B>(
     let pool = asked.pool;
     match call(request.method(), asked.route)? {
         Call::GetSession(identifier) => {
+            asked.caller.check(&identifier)?;
             let found = pool.session(identifier).await.filter(is_there);
             let view = found.ok_or_else(|| no_session(&asked.route.pool))?;
             log.session = Some(view.session);
@@ -55,10 +75,11 @@ pub async fn answer<B>(
         }
         Call::ListSessions { skip } => {
             let mut sessions = pool.sessions().await;
-            sessions.retain(is_there);
+            sessions.retain(|view| is_there(view) && asked.caller.sees(view));
             Ok(Reply::json(&list(&sessions, skip, &asked)))
         }
         Call::StopSession(identifier) => {
+            asked.caller.check(&identifier)?;
             let view = pool.stop(identifier).await;
             let view = view.ok_or_else(|| no_session(&asked.route.pool))?;
             log.session = Some(view.session);

@@ -12,7 +12,6 @@
 //! on a connection to a container, whose connections serve no other session.
 
 pub mod answer;
-pub mod auth;
 pub mod listener;
 pub mod refusal;
 pub mod tls;
@@ -37,11 +36,11 @@ use http::{HeaderMap, Request, Response, Version, header};
 use hyper::body::Incoming;
 
 use answer::{AnswerBody, RequestLog};
-use auth::{Authority, SESSION_EXECUTOR};
 use forward::{Outgoing, forward};
-use management::{Asked, Reply};
+use management::{Asked, Caller, Reply};
 use refusal::{Code, OPERATION_ID_HEADER, Refusal};
 
+use crate::access::{Authority, Role};
 use crate::pool::Pools;
 
 /// Longest `operation-id` of a client that is repeated in the answer.
@@ -87,35 +86,36 @@ impl Front {
                 }
             },
         )?;
-        let claims = self.authority.check(request.headers())?;
+        let claims = self.authority.check(request.headers()).await?;
         let host = authority_of(&request)?;
         let slash = PathAndQuery::from_static("/");
         let target = request.uri().path_and_query().unwrap_or(&slash);
         let route = route::route(host_name(&host), target, self.domain.as_deref())?;
+        let found = self.pools.get(&route.pool);
+        let scope = route.scope(found.as_ref().map(|(record, _)| &**record));
         // Before anything is said about the pool, so that a token cannot be used to look around.
-        claims.permit(SESSION_EXECUTOR, &route.pool)?;
-        let (record, handle) = self
-            .pools
-            .get(&route.pool)
+        claims.permit(&[Role::SessionExecutor], scope)?;
+        let (_, handle) = found
+            .as_ref()
+            .filter(|(record, _)| route.is_of(record))
             .ok_or_else(|| route::no_pool(route.pool.as_str()))?;
-        if let Some((subscription, group)) = &route.group
-            && !(record.subscription.eq_ignore_ascii_case(subscription)
-                && record.resource_group.eq_ignore_ascii_case(group))
-        {
-            return Err(route::no_pool(route.pool.as_str()));
-        }
         log.pool = Some(route.pool.clone());
         if route.management().is_some() {
             let asked = Asked {
                 route: &route,
                 host: &host,
                 uri: request.uri(),
-                pool: &handle,
+                pool: handle,
+                caller: Caller {
+                    claims: &claims,
+                    scope,
+                },
             };
             let reply = management::answer(&request, asked, log).await?;
             return Ok(Cleared::Managed(reply));
         }
         let identifier = route::identifier(route.rest.query())?;
+        claims.permit_session(scope, &identifier)?;
         let asked = Instant::now();
         let claimed = handle.claim(identifier).await;
         log.claim = Some(asked.elapsed());

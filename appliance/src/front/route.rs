@@ -7,7 +7,9 @@
 use http::uri::PathAndQuery;
 
 use super::refusal::{Code, Refusal};
+use crate::access::Scope;
 use crate::pool::{IDENTIFIER_RULE, Identifier, PoolName};
+use crate::store::PoolRecord;
 
 /// Paths under this belong to the platform.
 const MANAGEMENT: &str = "/.management";
@@ -23,6 +25,29 @@ pub struct Route {
 }
 
 impl Route {
+    /// What the request is about: as the address says or, where that is only a name, as the pool of this name is.
+    pub fn scope<'a>(&'a self, found: Option<&'a PoolRecord>) -> Scope<'a> {
+        let pool = self.pool.as_str();
+        let (subscription, group) = match (&self.group, found) {
+            (Some((subscription, group)), _) => (subscription, group),
+            (None, Some(record)) => (&record.subscription, &record.resource_group),
+            (None, None) => return Scope::nowhere(pool),
+        };
+        Scope {
+            subscription,
+            resource_group: Some(group),
+            pool: Some(pool),
+        }
+    }
+
+    /// Whether the address is that of the pool, which has the name already.
+    pub fn is_of(&self, record: &PoolRecord) -> bool {
+        self.group.as_ref().is_none_or(|(subscription, group)| {
+            record.subscription.eq_ignore_ascii_case(subscription)
+                && record.resource_group.eq_ignore_ascii_case(group)
+        })
+    }
+
     /// Whether the platform answers instead of the container, and what it is asked for.
     pub fn management(&self) -> Option<&str> {
         let (start, rest) = self.rest.path().split_at_checked(MANAGEMENT.len())?;

@@ -15,6 +15,7 @@ use tokio::net::UnixStream;
 use tokio::sync::watch;
 
 use super::*;
+use crate::access::{Role, Scope};
 use crate::images::ImageErrorCode;
 use crate::images::registry::{Progress, Reporter, Secret};
 use crate::pool::container::ImageDefaults;
@@ -133,7 +134,7 @@ impl Office {
         let dir = tempfile::tempdir().unwrap();
         let socket = dir.path().join("admin.sock");
         let pools = Pools::open(launcher.tools()).await.unwrap();
-        let authority = Arc::new(crate::front::auth::tests::authority());
+        let authority = Arc::new(crate::access::testing::authority().await);
         let rules = Rules {
             min_cooldown_seconds: 300,
             max_cpu_millis: 2000,
@@ -564,17 +565,10 @@ async fn token_is_made_for_pools_that_exist() {
         .parse()
         .unwrap();
     let headers = [(header::AUTHORIZATION, value)].into_iter().collect();
-    let claims = office.authority.check(&headers).unwrap();
-    assert!(
-        claims
-            .permit("session-executor", &"alpha".parse().unwrap())
-            .is_ok()
-    );
-    assert!(
-        claims
-            .permit("session-executor", &"beta".parse().unwrap())
-            .is_err()
-    );
+    let claims = office.authority.check(&headers).await.unwrap();
+    let executor = [Role::SessionExecutor];
+    assert!(claims.sees(&executor, Scope::nowhere("alpha")));
+    assert!(!claims.sees(&executor, Scope::nowhere("beta")));
 
     for (ask, target, status) in [
         (json!({ "role": "owner" }), "role", 400),

@@ -19,13 +19,10 @@ async fn request_with_token_and_identifier_reaches_the_container() {
 #[tokio::test]
 async fn every_call_needs_a_token_that_fits() {
     let door = Door::with(number).await;
-    let other = super::super::auth::tests::authority();
-    let stranger = other
-        .issue(&[SESSION_EXECUTOR], &[], DEADLINE)
-        .unwrap()
-        .token;
-    let reader = door.token_for(&["reader"], &[]);
-    let elsewhere = door.token_for(&[SESSION_EXECUTOR], &["beta"]);
+    let other = crate::access::testing::authority().await;
+    let stranger = other.sign(&executor(&[]), DEADLINE).unwrap().token;
+    let reader = door.token_for(&Grant::of(Role::Reader));
+    let elsewhere = door.token_for(&executor(&["beta"]));
     for (value, expected, says) in [
         (None, "401 Unauthorized", "Authorization header is missing"),
         (
@@ -77,7 +74,7 @@ async fn every_call_needs_a_token_that_fits() {
 #[tokio::test]
 async fn token_bound_to_a_pool_opens_that_pool_and_does_not_tell_of_others() {
     let door = Door::with(number).await;
-    let bound = format!("Bearer {}", door.token_for(&[SESSION_EXECUTOR], &["alpha"]));
+    let bound = format!("Bearer {}", door.token_for(&executor(&["alpha"])));
     let ask = |pool: &str| {
         let uri = BASE.replace("alpha", pool) + "/?identifier=user-1";
         let request = Request::builder()
@@ -93,6 +90,47 @@ async fn token_bound_to_a_pool_opens_that_pool_and_does_not_tell_of_others() {
     assert_eq!(ask("alpha").await.status, StatusCode::OK);
     // Whether it exists or not.
     assert_eq!(ask("beta").await.code(), "403 Forbidden");
+}
+
+#[tokio::test]
+async fn token_bound_to_groups_does_not_tell_of_pools_in_others() {
+    let door = Door::with(number).await;
+    let elsewhere = Grant {
+        resource_groups: vec!["other".into()],
+        ..executor(&[])
+    };
+    let here = Grant {
+        resource_groups: vec!["Default".into()],
+        ..executor(&[])
+    };
+    let ask = async |grant: &Grant, host: &str, uri: &str| {
+        let request = Request::builder().uri(uri).header(header::HOST, host);
+        let token = format!("Bearer {}", door.token_for(grant));
+        let request = request.header(header::AUTHORIZATION, token);
+        let got = door.send(request.body(empty()).unwrap()).await;
+        (got.code(), got.message())
+    };
+    let by_host = |pool: &str| format!("{pool}.cabana.example");
+    let uri = "/?identifier=user-1";
+    // By host name the group is known from the pool alone: no word about whether there is one.
+    let (code, message) = ask(&elsewhere, &by_host("alpha"), uri).await;
+    assert_eq!(code, "403 Forbidden");
+    let (absent, same) = ask(&elsewhere, &by_host("gamma"), uri).await;
+    assert_eq!((absent, same.replace("gamma", "alpha")), (code, message));
+    // By path as well, under its own group and under that of the pool.
+    let path = BASE.to_owned() + uri;
+    assert_eq!(ask(&elsewhere, "localhost", &path).await.0, "403 Forbidden");
+    let moved = path.replace("default", "other");
+    let expected = "404 SessionPoolNotFound";
+    assert_eq!(ask(&elsewhere, "localhost", &moved).await.0, expected);
+    assert_eq!(door.launcher.launched(), 0);
+    for (host, uri) in [(by_host("alpha"), uri), ("localhost".into(), &path)] {
+        let token = format!("Bearer {}", door.token_for(&here));
+        let request = Request::builder().uri(uri).header(header::HOST, host);
+        let request = request.header(header::AUTHORIZATION, token);
+        let got = door.send(request.body(empty()).unwrap()).await;
+        assert_eq!(got.status, StatusCode::OK);
+    }
 }
 
 #[tokio::test]
@@ -260,7 +298,7 @@ async fn deleted_pool_ends_its_sessions_and_is_not_found() {
 #[tokio::test]
 async fn changed_pool_makes_new_sessions_of_its_new_revision() {
     let door = Door::with(number).await;
-    let name: PoolName = "alpha".parse().unwrap();
+    let name: crate::pool::PoolName = "alpha".parse().unwrap();
     let before = door.pools.get(&name).unwrap().0;
     let again = PoolRecord {
         max_sessions: 5,

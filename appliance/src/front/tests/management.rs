@@ -1,6 +1,7 @@
 //! The platform's calls on sessions: what they answer, to whom, and what they leave alone.
 
 use jiff::Timestamp;
+use serde_json::json;
 
 use super::*;
 use crate::pool::Identifier;
@@ -263,20 +264,71 @@ async fn every_version_in_use_and_any_spelling_of_the_path_will_do() {
 #[tokio::test]
 async fn management_needs_the_role_of_those_who_use_sessions() {
     let door = Door::with(number).await;
-    for (roles, pools, code) in [
-        (&["reader"][..], &[][..], "403 Forbidden"),
-        (&[SESSION_EXECUTOR][..], &["beta"][..], "403 Forbidden"),
-    ] {
+    for grant in [Grant::of(Role::Reader), executor(&["beta"])] {
         let tail = format!("/.management/listSessions?{VERSION}");
         let mut request = door.request("POST", &tail, empty());
-        let token = format!("Bearer {}", door.token_for(roles, pools));
+        let token = format!("Bearer {}", door.token_for(&grant));
         let headers = request.headers_mut();
         headers.insert(header::AUTHORIZATION, token.parse().unwrap());
-        assert_eq!(door.send(request).await.code(), code);
+        assert_eq!(door.send(request).await.code(), "403 Forbidden");
     }
     let mut request = door.request("POST", "/.management/listSessions", empty());
     request.headers_mut().remove(header::AUTHORIZATION);
     assert_eq!(door.send(request).await.code(), "401 Unauthorized");
+}
+
+#[tokio::test]
+async fn token_bound_to_identifiers_knows_of_no_other_session() {
+    let door = Door::with(number).await;
+    for user in ["team-1", "team-2", "user-9"] {
+        door.get(&format!("/?identifier={user}")).await;
+    }
+    let bound = Grant {
+        identifiers: vec!["team-*".parse().unwrap()],
+        ..executor(&[])
+    };
+    let token = format!("Bearer {}", door.token_for(&bound));
+    let ask = async |method: &str, tail: &str| {
+        let mut request = door.request(method, tail, empty());
+        let headers = request.headers_mut();
+        headers.insert(header::AUTHORIZATION, token.parse().unwrap());
+        door.send(request).await
+    };
+    let list = format!("/.management/listSessions?{VERSION}");
+    let listed = ask("POST", &list).await.json();
+    let mut names: Vec<_> = listed["value"].as_array().unwrap().iter().collect();
+    names.sort_by_key(|session| session["identifier"].to_string());
+    let names: Vec<_> = names.iter().map(|session| &session["identifier"]).collect();
+    let expected = [json!("team-1"), json!("team-2")];
+    assert_eq!(
+        (names, &listed["count"]),
+        (expected.iter().collect(), &json!(2))
+    );
+    // The same whether it exists or not.
+    let mut said = Vec::new();
+    for name in ["user-9", "nobody"] {
+        for call in ["getSession", "stopSession"] {
+            let got = ask(
+                "POST",
+                &format!("/.management/{call}?{VERSION}&identifier={name}"),
+            )
+            .await;
+            assert_eq!(got.code(), "403 Forbidden", "{call} {name}");
+            said.push(got.message());
+        }
+        let got = ask("GET", &format!("/?identifier={name}")).await;
+        assert_eq!(got.code(), "403 Forbidden", "{name}");
+        said.push(got.message());
+    }
+    said.dedup();
+    assert_eq!(said.len(), 1, "{said:?}");
+    assert_eq!(door.launcher.launched(), 3);
+    let tail = format!("/.management/stopSession?{VERSION}&identifier=team-1");
+    assert_eq!(ask("POST", &tail).await.status, StatusCode::OK);
+    assert_eq!(
+        ask("GET", "/?identifier=team-3").await.status,
+        StatusCode::OK
+    );
 }
 
 #[tokio::test]

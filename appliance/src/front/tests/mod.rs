@@ -29,11 +29,11 @@ use tokio::sync::{mpsc, watch};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
-use super::auth::{Authority, SESSION_EXECUTOR};
 use super::tls::ServedCertificate;
 use super::{Front, listener, tls};
+use crate::access::{Authority, Grant, Role};
+use crate::pool::Pools;
 use crate::pool::testing::{FakeLauncher, Server};
-use crate::pool::{PoolName, Pools};
 use crate::store::PoolRecord;
 use crate::store::tests::pool as record;
 
@@ -41,6 +41,14 @@ use crate::store::tests::pool as record;
 const DEADLINE: Duration = Duration::from_secs(30);
 const BASE: &str =
     "/subscriptions/00000000-0000-0000-0000-000000000000/resourceGroups/default/sessionPools/alpha";
+
+/// For the sessions of these pools.
+fn executor(pools: &[&str]) -> Grant {
+    Grant {
+        pools: pools.iter().map(|name| name.parse().unwrap()).collect(),
+        ..Grant::of(Role::SessionExecutor)
+    }
+}
 
 type Any = BoxBody<Bytes, hyper::Error>;
 
@@ -69,7 +77,7 @@ impl Door {
             })
             .await
             .unwrap();
-        let authority = Arc::new(super::auth::tests::authority());
+        let authority = Arc::new(crate::access::testing::authority().await);
         let front = Arc::new(Front {
             pools: pools.clone(),
             authority: Arc::clone(&authority),
@@ -142,15 +150,12 @@ impl Door {
     }
 
     fn token(&self) -> String {
-        self.token_for(&[SESSION_EXECUTOR], &[])
+        self.token_for(&Grant::of(Role::SessionExecutor))
     }
 
-    fn token_for(&self, roles: &[&str], pools: &[&str]) -> String {
-        let pools: Vec<PoolName> = pools.iter().map(|name| name.parse().unwrap()).collect();
-        self.authority
-            .issue(roles, &pools, Duration::from_secs(600))
-            .unwrap()
-            .token
+    fn token_for(&self, grant: &Grant) -> String {
+        let ttl = Duration::from_secs(600);
+        self.authority.sign(grant, ttl).unwrap().token
     }
 
     /// A request to the pool with a good token; `tail` begins after the pool.
