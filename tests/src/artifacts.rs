@@ -19,6 +19,9 @@ const PYTHON_DEFAULT: &str = "/python.tar";
 /// An archive of a Debian system with systemd.
 const SYSTEMD_VARIABLE: &str = "CABANA_SYSTEMD_ROOT";
 const SYSTEMD_DEFAULT: &str = "/systemd.tar";
+/// The storage of a registry with the images of real servers.
+const REGISTRY_VARIABLE: &str = "CABANA_REGISTRY_STORAGE";
+const REGISTRY_DEFAULT: &str = "/registry";
 /// `1`: a host that cannot run guests is a failure and not a reason to skip.
 const REQUIRE_KVM_VARIABLE: &str = "CABANA_REQUIRE_KVM";
 /// `1`: the host is there for the tests alone, so that whatever is new on it is theirs.
@@ -42,22 +45,26 @@ pub fn cabana() -> &'static Path {
 }
 
 pub fn demo_image() -> PathBuf {
-    image(DEMO_VARIABLE, DEMO_DEFAULT)
+    artifact(DEMO_VARIABLE, DEMO_DEFAULT)
 }
 
 pub fn python_image() -> PathBuf {
-    image(PYTHON_VARIABLE, PYTHON_DEFAULT)
+    artifact(PYTHON_VARIABLE, PYTHON_DEFAULT)
 }
 
 pub fn systemd_root() -> PathBuf {
-    image(SYSTEMD_VARIABLE, SYSTEMD_DEFAULT)
+    artifact(SYSTEMD_VARIABLE, SYSTEMD_DEFAULT)
 }
 
-fn image(variable: &str, default: &str) -> PathBuf {
+pub fn registry_storage() -> PathBuf {
+    artifact(REGISTRY_VARIABLE, REGISTRY_DEFAULT)
+}
+
+fn artifact(variable: &str, default: &str) -> PathBuf {
     let path = env::var_os(variable).map_or_else(|| PathBuf::from(default), PathBuf::from);
     assert!(
-        path.is_file(),
-        "there is no image at {}: set {variable}",
+        path.exists(),
+        "there is nothing at {}: set {variable}",
         path.display()
     );
     path

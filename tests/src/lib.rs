@@ -7,6 +7,7 @@
 //! - `client`: HTTPS, HTTP/1.1 and HTTP/2, and the bare TLS stream for malformed requests.
 //! - `artifacts`: the binary and the images, named by the environment.
 //! - `process`, `traces`, `log`, `golden`: what can be seen of the appliance on the host.
+//! - `registry`: Debian's registry with the images of real servers.
 //! - `service`: a host with systemd, for the unit.
 //! - `audit`: the host before the first test and after the last one.
 //!
@@ -23,6 +24,7 @@ pub mod harness;
 pub mod log;
 pub mod pool;
 pub mod process;
+pub mod registry;
 pub mod service;
 pub mod traces;
 
@@ -31,3 +33,4 @@ pub use cli::Cli;
 pub use client::Client;
 pub use golden::Golden;
 pub use pool::{Pool, Session};
+pub use registry::Registry;

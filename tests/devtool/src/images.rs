@@ -1,10 +1,11 @@
-//! What the tests run that is not ours to build: our own demo server as an image, a real distribution as one, and a host with systemd.
+//! What the tests run: our own demo server as an image, real servers of a real distribution as images, and a host with systemd.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::thread;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use serde_json::json;
 
 use crate::cache::{Cache, Key};
@@ -13,11 +14,14 @@ use crate::progress::Step;
 use crate::workspace::Workspace;
 use crate::{command, packages};
 
-/// Debian 12 with Python. `minbase` brings the shell, coreutils and apt that one expects of a distribution image.
+/// Where the programs of an image are.
+const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+/// The release of all of them.
 const SUITE: &str = "bookworm";
-const DEBIAN_PACKAGES: &str = "python3-minimal,libpython3-stdlib";
 /// What systemd's own service manager needs, and a file system in the modern order, which spares a converter written in Perl.
 const SYSTEMD_PACKAGES: &str = "systemd-sysv,usr-is-merged";
+/// Folders in the modern order from the start, which spares the converter.
+const MERGED: &str = "--hook-dir=/usr/share/mmdebstrap/hooks/merged-usr";
 /// Documentation, locales and package lists are half of the image and no test reads them.
 const LEFT_OUT: &[&str] = &[
     "/usr/share/doc/*",
@@ -25,6 +29,67 @@ const LEFT_OUT: &[&str] = &[
     "/usr/share/locale/*",
     "/usr/share/info/*",
 ];
+
+/// An image made from Debian's packages, with no change to what is in them.
+pub struct Recipe {
+    /// Its tag, and its name in the registry.
+    pub name: &'static str,
+    /// Changes when the way of building changes in what the other fields do not say.
+    version: &'static str,
+    /// Of mmdebstrap: how much there is besides the packages.
+    variant: &'static str,
+    more: &'static [&'static str],
+    packages: &'static str,
+    command: &'static [&'static str],
+    folder: &'static str,
+    port: &'static str,
+}
+
+/// `minbase` brings the shell, coreutils and apt that one expects of a distribution image.
+pub const PYTHON: Recipe = Recipe {
+    name: "python",
+    version: "python 1",
+    variant: "minbase",
+    more: &[],
+    packages: "python3-minimal,libpython3-stdlib",
+    command: &["/usr/bin/python3", "-m", "http.server", "8000"],
+    folder: "/usr/share",
+    port: "8000/tcp",
+};
+/// As little of Debian as there is, with a shell for a command: whoever starts it says what runs.
+const MINIMAL: Recipe = Recipe {
+    name: "debian",
+    version: "debian 1",
+    variant: "essential",
+    more: &[MERGED],
+    packages: "",
+    command: &["/bin/sh"],
+    folder: "/",
+    port: "",
+};
+/// With the page and the configuration that the package brings.
+const NGINX: Recipe = Recipe {
+    name: "nginx",
+    version: "nginx 1",
+    packages: "nginx",
+    command: &["/usr/sbin/nginx", "-g", "daemon off;"],
+    port: "80/tcp",
+    ..MINIMAL
+};
+const NODE: Recipe = Recipe {
+    name: "node",
+    version: "node 1",
+    packages: "nodejs",
+    command: &[
+        "/usr/bin/node",
+        "--eval",
+        r#"require("http").createServer((...pair) => pair[1].end(process.version)).listen(8080)"#,
+    ],
+    port: "8080/tcp",
+    ..MINIMAL
+};
+/// What the registry of the tests has.
+const SERVERS: [&Recipe; 4] = [&MINIMAL, &NGINX, &NODE, &PYTHON];
 
 /// The demo server as an OCI archive.
 pub fn demo(workspace: &Workspace, cache: &Cache) -> Result<PathBuf> {
@@ -51,7 +116,7 @@ pub fn demo(workspace: &Workspace, cache: &Cache) -> Result<PathBuf> {
             folders: &["etc", "tmp", "data"],
             config: json!({
                 "Entrypoint": ["/demo"],
-                "Env": ["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"],
+                "Env": [format!("PATH={PATH}")],
                 "WorkingDir": "/",
                 "ExposedPorts": {"8080/tcp": {}},
             }),
@@ -62,20 +127,45 @@ pub fn demo(workspace: &Workspace, cache: &Cache) -> Result<PathBuf> {
     Ok(entry.join("demo.tar"))
 }
 
-/// A Debian image with python3, made from Debian's packages, as an OCI archive.
+/// The archive of a Debian image with python3.
 pub fn python(workspace: &Workspace, cache: &Cache) -> Result<PathBuf> {
+    build(workspace, cache, &PYTHON)
+}
+
+/// All images of real servers, with the archive of each. They are built side by side: most of the time goes into unpacking packages on
+/// one core.
+pub fn servers(workspace: &Workspace, cache: &Cache) -> Result<Vec<(&'static Recipe, PathBuf)>> {
     packages::ensure(workspace, &[packages::IMAGES])?;
-    let key = Key::new("python 1")
+    thread::scope(|scope| {
+        let builds = SERVERS.map(|recipe| {
+            let build = scope.spawn(move || build(workspace, cache, recipe));
+            (recipe, build)
+        });
+        let archive = |(recipe, build): (&'static Recipe, thread::ScopedJoinHandle<_>)| {
+            let built: Result<PathBuf> = match build.join() {
+                Ok(built) => built,
+                Err(_) => bail!("The build of the image {} panicked", recipe.name),
+            };
+            Ok((recipe, built?))
+        };
+        builds.into_iter().map(archive).collect()
+    })
+}
+
+/// An image as an OCI archive.
+pub fn build(workspace: &Workspace, cache: &Cache, recipe: &Recipe) -> Result<PathBuf> {
+    packages::ensure(workspace, &[packages::IMAGES])?;
+    let key = Key::new(recipe.version)
         .text("suite", SUITE)
-        .text("packages", DEBIAN_PACKAGES)
+        .text("packages", recipe.packages)
         .text("left out", &LEFT_OUT.concat());
-    let entry = cache.entry("python", key, |folder| {
-        let step = Step::start("Building the Debian image with python3");
-        build_python(workspace, folder, &step)?;
+    let entry = cache.entry(recipe.name, key, |folder| {
+        let step = Step::start(format!("Building the Debian image {}", recipe.name));
+        build_image(workspace, recipe, folder, &step)?;
         step.done("");
         Ok(())
     })?;
-    Ok(entry.join("python.tar"))
+    Ok(entry.join(format!("{}.tar", recipe.name)))
 }
 
 /// A Debian system with systemd, of the release that Cabana promises to run on, as an archive of its root.
@@ -89,7 +179,7 @@ pub fn systemd(workspace: &Workspace, cache: &Cache) -> Result<PathBuf> {
         let step = Step::start("Building the Debian system with systemd");
         let log = workspace.logs().join("systemd-root.log");
         let root = folder.join("systemd.tar");
-        debian("essential", SYSTEMD_PACKAGES, &root, &log, &step)?;
+        debian("essential", &[], SYSTEMD_PACKAGES, &root, &log, &step)?;
         step.done("");
         Ok(())
     })?;
@@ -97,12 +187,22 @@ pub fn systemd(workspace: &Workspace, cache: &Cache) -> Result<PathBuf> {
 }
 
 /// Makes the archive of a root file system.
-fn debian(variant: &str, packages: &str, root: &Path, log: &Path, step: &Step) -> Result<()> {
+fn debian(
+    variant: &str,
+    more: &[&str],
+    packages: &str,
+    root: &Path,
+    log: &Path,
+    step: &Step,
+) -> Result<()> {
     let mut mmdebstrap = Command::new("mmdebstrap");
     mmdebstrap
         .env("SOURCE_DATE_EPOCH", "1")
         .arg(format!("--variant={variant}"))
-        .arg(format!("--include={packages}"));
+        .args(more);
+    if !packages.is_empty() {
+        mmdebstrap.arg(format!("--include={packages}"));
+    }
     for path in LEFT_OUT {
         mmdebstrap.arg(format!("--dpkgopt=path-exclude={path}"));
     }
@@ -110,13 +210,20 @@ fn debian(variant: &str, packages: &str, root: &Path, log: &Path, step: &Step) -
     command::logged(&mut mmdebstrap, log, |line| step.note(line))
 }
 
-fn build_python(workspace: &Workspace, folder: &Path, step: &Step) -> Result<()> {
-    let log = workspace.logs().join("python-image.log");
+fn build_image(workspace: &Workspace, recipe: &Recipe, folder: &Path, step: &Step) -> Result<()> {
+    let log = workspace.logs().join(format!("{}-image.log", recipe.name));
     let root = folder.join("root.tar");
-    debian("minbase", DEBIAN_PACKAGES, &root, &log, step)?;
+    debian(
+        recipe.variant,
+        recipe.more,
+        recipe.packages,
+        &root,
+        &log,
+        step,
+    )?;
 
     let layout = folder.join("layout");
-    let tag = format!("{}:python", layout.display());
+    let tag = format!("{}:{}", layout.display(), recipe.name);
     let umoci = |arguments: &[&str]| {
         command::logged(Command::new("umoci").args(arguments), &log, |line| {
             step.note(line)
@@ -131,19 +238,23 @@ fn build_python(workspace: &Workspace, folder: &Path, step: &Step) -> Result<()>
         &tag,
         &root.display().to_string(),
     ])?;
-    umoci(&[
-        "config",
-        "--image",
-        &tag,
-        "--config.cmd=/usr/bin/python3",
-        "--config.cmd=-m",
-        "--config.cmd=http.server",
-        "--config.cmd=8000",
-        "--config.workingdir=/usr/share",
-        "--config.env=PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
-        "--config.exposedports=8000/tcp",
-    ])?;
-    let archive = folder.join("python.tar");
+    let mut config: Vec<String> = recipe
+        .command
+        .iter()
+        .map(|word| format!("--config.cmd={word}"))
+        .collect();
+    config.push(format!("--config.workingdir={}", recipe.folder));
+    config.push(format!("--config.env=PATH={PATH}"));
+    if !recipe.port.is_empty() {
+        config.push(format!("--config.exposedports={}", recipe.port));
+    }
+    let config = config.iter().map(String::as_str);
+    let arguments: Vec<&str> = ["config", "--image", &tag]
+        .into_iter()
+        .chain(config)
+        .collect();
+    umoci(&arguments)?;
+    let archive = folder.join(format!("{}.tar", recipe.name));
     command::logged(
         Command::new("tar")
             .arg("-C")

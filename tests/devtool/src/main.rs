@@ -18,6 +18,7 @@ mod lab;
 mod oci;
 mod packages;
 mod progress;
+mod registry;
 mod suite;
 mod up;
 mod worker;

@@ -17,12 +17,12 @@ pub use report::{LineSink, Report};
 use crate::cache::Cache;
 use crate::lab::{Lab, LabCommand, LabFile, Plan};
 use crate::workspace::Workspace;
-use crate::{check, children, guest, images};
+use crate::{check, children, guest, images, registry};
 use programs::Programs;
 
 /// Both labs together must end before CI's own limit.
 const LAB_LIMIT: Duration = Duration::from_secs(45 * 60);
-/// Room for the guests of a test that runs ten at once, and for two distribution images in memory.
+/// Room for the guests of a test that runs ten at once, and for the distribution images in memory.
 const LAB_MEMORY_MIB: u32 = 5120;
 const LABS: usize = 2;
 /// What the binary says of this very host, which may be one that cannot run guests; the labs always can.
@@ -100,6 +100,7 @@ fn run_in_labs(workspace: &Workspace, only: Option<&str>) -> Result<Report> {
     let lab = Lab::prepare(workspace, &cache)?;
     let binary = guest::build_appliance(workspace, &cache)?;
     let demo = images::demo(workspace, &cache)?;
+    let registry = registry::lab_files(workspace, &cache)?;
     let python = images::python(workspace, &cache)?;
     let systemd = images::systemd(workspace, &cache)?;
     let programs = Programs::build(workspace)?;
@@ -135,6 +136,7 @@ fn run_in_labs(workspace: &Workspace, only: Option<&str>) -> Result<Report> {
             target: "/systemd.tar".to_owned(),
         },
     ]);
+    files.extend(registry);
     files.extend(GUEST_FILES.map(|name| LabFile {
         source: workspace.guest().join(name),
         target: format!("{FOLDER}/guest/{name}"),
