@@ -4,6 +4,7 @@
 mod access;
 mod admin;
 mod appliance;
+mod arm;
 mod bench;
 mod cli;
 mod config;
@@ -19,6 +20,7 @@ mod pool;
 mod service;
 mod store;
 mod telemetry;
+mod vault;
 mod warden;
 mod worker;
 

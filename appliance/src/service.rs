@@ -17,9 +17,10 @@ use self::housekeeping::Housekeeping;
 use self::keeper::Keeper;
 use crate::access::Authority;
 use crate::admin::{
-    self, Admin, Endpoints, GoldenService, GoldenSummary, ImageService, ImageSummary, ImportOrder,
-    PullOrder, Rules, Vault,
+    self, Admin, GoldenService, GoldenSummary, ImageKeeper, ImageService, ImageSummary,
+    ImportOrder, PullOrder,
 };
+use crate::arm::{self, Arm, Endpoints, Rules};
 use crate::config::Checked;
 use crate::exit::chain;
 use crate::front::refusal::{Code, Refusal};
@@ -32,6 +33,7 @@ use crate::pool::budget::{Budget, Size};
 use crate::pool::launcher::BoxFuture;
 use crate::pool::{FingerprintKey, Pools, Tools, Uses};
 use crate::store::{HostStore, Records, Store};
+use crate::vault::{self, Vault};
 use crate::warden::client::ImageJobError;
 use crate::warden::protocol::Ending;
 use crate::worker::WorkerHost;
@@ -72,7 +74,7 @@ pub async fn run(
     let records = open_store(&config).await?;
     let authority = Arc::new(open_authority(&records).await?);
     let fingerprints = open_fingerprints(&records).await?;
-    let vault = open_vault(&records).await?;
+    let vault = Arc::new(open_vault(&records).await?);
     let certificate = open_certificate(&config).await?;
     let tls = Arc::new(certificate.server_config()?);
     listener
@@ -84,7 +86,7 @@ pub async fn run(
         .context("Cannot read the address of the listener")?
         .port();
     let puller = open_puller(&config, &images).await?;
-    let goldens = open_goldens(&config, host, &workers, &images).await?;
+    let goldens = open_goldens(&config, host, &workers, &images, Arc::clone(&vault)).await?;
     let tools = Tools {
         launcher: Arc::new(HostLauncher {
             machines: Arc::new(workers.clone()),
@@ -92,7 +94,7 @@ pub async fn run(
             fork_limit: config.start_timeout / 2,
         }),
         uses: Uses::keep(records.clone()),
-        records,
+        records: records.clone(),
         fingerprints,
         start_timeout: config.start_timeout,
         budget: budget(&config),
@@ -103,12 +105,34 @@ pub async fn run(
     let pools = Pools::open(tools)
         .await
         .context("Cannot read the pools from the store")?;
+    let housekeeping = Housekeeping::new(images.clone(), pools.clone(), goldens.clone());
+    let image_service: Arc<dyn ImageService> = Arc::new(CachedImages {
+        cache: images.clone(),
+        puller,
+        workers: workers.clone(),
+        limits: config.image_limits.clone(),
+    });
+    let keeper: Arc<dyn ImageKeeper> = Arc::new(Keeper {
+        cache: images.clone(),
+        housekeeping: housekeeping.clone(),
+    });
+    let arm = Arm::open(arm::Parts {
+        pools: pools.clone(),
+        records: records.clone(),
+        images: Arc::clone(&image_service),
+        keeper: Arc::clone(&keeper),
+        rules: rules(&config),
+        endpoints: endpoints(&config, port),
+        vault,
+    })
+    .await
+    .context("Cannot read the operations from the store")?;
     let front = Arc::new(Front {
         pools: pools.clone(),
         authority: Arc::clone(&authority),
+        arm: Arc::clone(&arm),
         domain: config.domain.clone(),
     });
-    let housekeeping = Housekeeping::new(images.clone(), pools.clone(), goldens.clone());
     let stop = Arc::<Notify>::default();
     let admin = Arc::new(Admin {
         pools: pools.clone(),
@@ -117,20 +141,9 @@ pub async fn run(
             goldens: goldens.clone(),
             images: images.clone(),
         }),
-        images: Arc::new(CachedImages {
-            cache: images.clone(),
-            puller,
-            workers: workers.clone(),
-            limits: config.image_limits.clone(),
-        }),
-        keeper: Arc::new(Keeper {
-            cache: images,
-            housekeeping: housekeeping.clone(),
-        }),
-        rules: rules(&config),
-        endpoints: endpoints(&config, port),
-        changes: admin::Changes::default(),
-        vault,
+        images: image_service,
+        keeper,
+        arm,
         stop: Arc::clone(&stop),
     });
     workers.settled().await;
@@ -194,7 +207,7 @@ fn random(bytes: usize) -> anyhow::Result<Vec<u8>> {
 }
 
 async fn open_vault(records: &Records) -> anyhow::Result<Vault> {
-    let fresh = random(admin::VAULT_KEY_BYTES)?;
+    let fresh = random(vault::KEY_BYTES)?;
     let key = records.ensure_key(VAULT_KEY, || fresh).await?;
     Vault::new(&key).context("The key of the pools' secrets is of no use")
 }
@@ -221,6 +234,7 @@ async fn open_goldens(
     host: golden::Host,
     workers: &WorkerHost,
     images: &images::Cache,
+    vault: Arc<Vault>,
 ) -> anyhow::Result<Goldens> {
     let (folder, of) = (config.paths.golden.clone(), host.clone());
     let store = tokio::task::spawn_blocking(move || golden::Store::open(&folder, &of)).await?;
@@ -232,7 +246,11 @@ async fn open_goldens(
     let images = images.clone();
     Ok(Goldens::new(
         builder,
-        Arc::new(golden::Kitchen { images, host }),
+        Arc::new(golden::Kitchen {
+            images,
+            host,
+            vault,
+        }),
     ))
 }
 

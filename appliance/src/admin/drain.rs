@@ -5,7 +5,8 @@ use std::time::Duration;
 use http::StatusCode;
 use serde_json::{Value, json};
 
-use super::{Admin, Reply};
+use super::Admin;
+use crate::arm::call::Reply;
 use crate::front::refusal::{Code, Refusal};
 use crate::pool::Draining;
 
@@ -18,10 +19,10 @@ impl Admin {
         let timeout = timeout(body)?;
         tracing::info!(?timeout, "asked to drain");
         self.pools.drain(timeout);
-        Ok(Reply {
-            status: StatusCode::ACCEPTED,
-            body: Some(self.draining().await),
-        })
+        Ok(Reply::new(
+            StatusCode::ACCEPTED,
+            Some(self.draining().await),
+        ))
     }
 
     pub(super) async fn end_drain(&self) -> Result<Reply, Refusal> {

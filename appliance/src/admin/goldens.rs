@@ -2,8 +2,9 @@
 
 use serde_json::{Value, json};
 
-use super::resource::{memory, moment};
-use super::{Admin, Reply};
+use super::Admin;
+use crate::arm::call::Reply;
+use crate::arm::resource::{memory, moment};
 
 /// The goldens of this appliance.
 pub trait GoldenService: Send + Sync + 'static {

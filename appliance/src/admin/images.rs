@@ -9,7 +9,8 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
-use super::{Admin, Reply, allow, query_value, read_json};
+use super::Admin;
+use crate::arm::call::{Reply, allow, query_value, read_json};
 use crate::front::answer::{AnswerBody, RequestLog, refuse};
 use crate::front::refusal::{Code, OPERATION_ID_HEADER, Refusal};
 use crate::images::registry::{Credentials, Progress, Reporter, Secret};

@@ -17,10 +17,12 @@ use tokio::io::{AsyncWriteExt as _, copy, split};
 use tokio::net::UnixStream;
 use tokio::sync::mpsc;
 
-use super::pools::{Scope, check_version, scope};
-use super::properties::Address;
+use super::Admin;
 use super::sessions::{checked, no_such_session};
-use super::{Admin, allow, query_value};
+use crate::arm::call::{allow, query_value};
+use crate::arm::caller::Caller;
+use crate::arm::path::{Target, target};
+use crate::arm::properties::Address;
 use crate::front::answer::{AnswerBody, RequestLog, refuse};
 use crate::front::refusal::{Code, OPERATION_ID_HEADER, Refusal};
 use crate::pool::Lease;
@@ -55,8 +57,8 @@ impl Place {
             view if view.eq_ignore_ascii_case("logs") => View::Logs,
             _ => return None,
         };
-        match scope(session) {
-            Ok(Scope::Session(pool, identifier)) => Some(Self {
+        match target(session) {
+            Ok(Target::Session(pool, identifier)) => Some(Self {
                 pool,
                 identifier,
                 view,
@@ -115,8 +117,8 @@ impl Admin {
         log: &mut RequestLog,
     ) -> Result<Found, Refusal> {
         let query = request.uri().query();
-        check_version(query_value(query, "api-version").as_deref())?;
-        log.pool = Some(self.find_pool(&place.pool, false)?.name.clone());
+        Caller::Local.version(query_value(query, "api-version").as_deref())?;
+        log.pool = Some(self.arm.pool(&place.pool)?.name.clone());
         let pool = self.driver(&place.pool)?;
         let identifier = checked(&place.identifier)?;
         let absent = || no_such_session(&place.pool, &place.identifier);

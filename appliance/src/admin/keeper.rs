@@ -6,8 +6,9 @@ use http::{Method, Request};
 use hyper::body::Incoming;
 use serde_json::{Value, json};
 
-use super::resource::moment;
-use super::{Admin, Reply, allow, nothing_here, read_json};
+use super::Admin;
+use crate::arm::call::{Reply, allow, nothing_here, read_json};
+use crate::arm::resource::moment;
 use crate::front::percent_decode;
 use crate::front::refusal::{Code, Refusal};
 use crate::pool::launcher::BoxFuture;

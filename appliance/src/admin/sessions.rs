@@ -4,10 +4,11 @@ use http::{Method, Request};
 use hyper::body::Incoming;
 use serde_json::{Value, json};
 
-use super::pools::no_such_pool;
-use super::properties::Address;
-use super::resource::moment;
-use super::{Admin, Reply, allow};
+use super::Admin;
+use crate::arm::call::{Reply, allow};
+use crate::arm::no_such_pool;
+use crate::arm::properties::Address;
+use crate::arm::resource::moment;
 use crate::front::refusal::{Code, Refusal};
 use crate::pool::view::SessionView;
 use crate::pool::{Identifier, PoolHandle};
@@ -47,7 +48,7 @@ impl Admin {
     }
 
     pub(super) fn driver(&self, address: &Address) -> Result<PoolHandle, Refusal> {
-        let pool = self.find_pool(address, false)?;
+        let pool = self.arm.pool(address)?;
         let found = self.pools.get(&pool.name);
         found
             .map(|(_, driver)| driver)

@@ -5,8 +5,9 @@ use std::time::Duration;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
-use super::{Admin, MAX_TOKEN_TTL, Reply};
+use super::{Admin, MAX_TOKEN_TTL};
 use crate::access::{Grant, Role};
+use crate::arm::call::Reply;
 use crate::front::refusal::{Code, Refusal};
 use crate::pool::PoolName;
 

@@ -83,7 +83,7 @@ fn millis(time: Duration) -> String {
 
 /// The answer for a caller that does not get what it asked for.
 pub fn refuse(mut refusal: Refusal, operation: &str, mut log: RequestLog) -> Response<AnswerBody> {
-    log.status = refusal.code.status();
+    log.status = refusal.status.unwrap_or(refusal.code.status());
     log.code = Some(refusal.code);
     log.cause = refusal.cause.take();
     log.complete = true;

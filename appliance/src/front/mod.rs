@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! listener (tls) ─▶ Front::handle ─▶ auth ─▶ route ─▶ pool claim ─▶ forward ─▶ container
-//!                        │                     └─ /.management ─▶ management
+//!                        │         │           └─ /.management ─▶ management
+//!                        │         └─ /subscriptions/…/providers/… ─▶ arm
 //!                        └─ anything wrong ─▶ refusal
 //! ```
 //!
@@ -41,6 +42,8 @@ use management::{Asked, Caller, Reply};
 use refusal::{Code, OPERATION_ID_HEADER, Refusal};
 
 use crate::access::{Authority, Role};
+use crate::arm::call::Reply as ArmReply;
+use crate::arm::{self, Arm};
 use crate::pool::Pools;
 
 /// Longest `operation-id` of a client that is repeated in the answer.
@@ -50,6 +53,8 @@ const MAX_OPERATION_ID: usize = 64;
 pub struct Front {
     pub pools: Pools,
     pub authority: Arc<Authority>,
+    /// Answers for pools as resources.
+    pub arm: Arc<Arm>,
     pub domain: Option<String>,
 }
 
@@ -61,6 +66,7 @@ impl Front {
         match self.clear(request, peer, &operation, &mut log).await {
             Ok(Cleared::Forward(outgoing)) => forward(*outgoing, log).await,
             Ok(Cleared::Managed(reply)) => reply.into_response(&operation, log),
+            Ok(Cleared::Resource(reply)) => reply.into_response(&operation, log),
             Err(refusal) => answer::refuse(refusal, &operation, log),
         }
     }
@@ -90,6 +96,18 @@ impl Front {
         let host = authority_of(&request)?;
         let slash = PathAndQuery::from_static("/");
         let target = request.uri().path_and_query().unwrap_or(&slash);
+        if route::is_resource(
+            host_name(&host),
+            request.uri().path(),
+            self.domain.as_deref(),
+        ) {
+            let caller = arm::caller::Caller::Remote {
+                claims: &claims,
+                host: &host,
+            };
+            let reply = self.arm.handle(caller, request).await?;
+            return Ok(Cleared::Resource(reply));
+        }
         let route = route::route(host_name(&host), target, self.domain.as_deref())?;
         let found = self.pools.get(&route.pool);
         let scope = route.scope(found.as_ref().map(|(record, _)| &**record));
@@ -137,6 +155,7 @@ impl Front {
 enum Cleared {
     Forward(Box<Outgoing>),
     Managed(Reply),
+    Resource(ArmReply),
 }
 
 /// Host and port that the client asked for. Where it says so twice, both must be the same.

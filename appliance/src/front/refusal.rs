@@ -30,6 +30,8 @@ pub enum Code {
     /// A call about one session, and there is none with this identifier.
     SessionWithIdentifierNotFound,
     InvalidRequestContent,
+    MissingApiVersionParameter,
+    InvalidApiVersionParameter,
     SessionPoolInvalidProperty,
     SessionPoolNotSupported,
     /// The container of a pool that is forked after it is ready did not become ready.
@@ -42,8 +44,10 @@ pub enum Code {
     SessionPoolNotFound,
     MethodNotAllowed,
     SessionPoolNameInUse,
+    PreconditionFailed,
     PayloadTooLarge,
     MaxConcurrentSessionsReached,
+    TooManyOperations,
     InternalError,
     /// The snapshot that sessions of the pool are forked from could not be made.
     SessionPoolGoldenFailed,
@@ -52,17 +56,20 @@ pub enum Code {
     HostDraining,
     SessionStartFailed,
     SessionPoolClosing,
+    /// The appliance ended while it changed a pool.
+    OperationInterrupted,
     SessionStartTimeout,
 }
 
 impl Code {
     /// Every code.
-    #[cfg(test)]
-    pub const ALL: [Self; 34] = [
+    pub const ALL: [Self; 39] = [
         Self::SessionRequestValidationFailed,
         Self::SessionRequestNotSupported,
         Self::SessionWithIdentifierNotFound,
         Self::InvalidRequestContent,
+        Self::MissingApiVersionParameter,
+        Self::InvalidApiVersionParameter,
         Self::SessionPoolInvalidProperty,
         Self::SessionPoolNotSupported,
         Self::SessionPoolContainerFailed,
@@ -83,8 +90,10 @@ impl Code {
         Self::SessionPoolNotFound,
         Self::MethodNotAllowed,
         Self::SessionPoolNameInUse,
+        Self::PreconditionFailed,
         Self::PayloadTooLarge,
         Self::MaxConcurrentSessionsReached,
+        Self::TooManyOperations,
         Self::InternalError,
         Self::SessionPoolGoldenFailed,
         Self::SessionUnreachable,
@@ -92,6 +101,7 @@ impl Code {
         Self::HostDraining,
         Self::SessionStartFailed,
         Self::SessionPoolClosing,
+        Self::OperationInterrupted,
         Self::SessionStartTimeout,
     ];
 
@@ -102,6 +112,8 @@ impl Code {
             Self::SessionRequestNotSupported => "SessionRequestNotSupported",
             Self::SessionWithIdentifierNotFound => "SessionWithIdentifierNotFound",
             Self::InvalidRequestContent => "InvalidRequestContent",
+            Self::MissingApiVersionParameter => "MissingApiVersionParameter",
+            Self::InvalidApiVersionParameter => "InvalidApiVersionParameter",
             Self::SessionPoolInvalidProperty => "SessionPoolInvalidProperty",
             Self::SessionPoolNotSupported => "SessionPoolNotSupported",
             Self::SessionPoolContainerFailed => "SessionPoolContainerFailed",
@@ -112,8 +124,10 @@ impl Code {
             Self::SessionPoolNotFound => "SessionPoolNotFound",
             Self::MethodNotAllowed => "MethodNotAllowed",
             Self::SessionPoolNameInUse => "SessionPoolNameInUse",
+            Self::PreconditionFailed => "PreconditionFailed",
             Self::PayloadTooLarge => "PayloadTooLarge",
             Self::MaxConcurrentSessionsReached => "MaxConcurrentSessionsReached",
+            Self::TooManyOperations => "TooManyOperations",
             Self::InternalError => "InternalError",
             Self::SessionPoolGoldenFailed => "SessionPoolGoldenFailed",
             Self::SessionUnreachable => "SessionUnreachable",
@@ -121,6 +135,7 @@ impl Code {
             Self::HostDraining => "HostDraining",
             Self::SessionStartFailed => "SessionStartFailed",
             Self::SessionPoolClosing => "SessionPoolClosing",
+            Self::OperationInterrupted => "OperationInterrupted",
             Self::SessionStartTimeout => "SessionStartTimeout",
         }
     }
@@ -132,6 +147,8 @@ impl Code {
             | Self::SessionRequestNotSupported
             | Self::SessionWithIdentifierNotFound
             | Self::InvalidRequestContent
+            | Self::MissingApiVersionParameter
+            | Self::InvalidApiVersionParameter
             | Self::SessionPoolInvalidProperty
             | Self::SessionPoolNotSupported
             | Self::SessionPoolContainerFailed => StatusCode::BAD_REQUEST,
@@ -141,8 +158,11 @@ impl Code {
             Self::ResourceNotFound | Self::SessionPoolNotFound => StatusCode::NOT_FOUND,
             Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
             Self::SessionPoolNameInUse => StatusCode::CONFLICT,
+            Self::PreconditionFailed => StatusCode::PRECONDITION_FAILED,
             Self::PayloadTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
-            Self::MaxConcurrentSessionsReached => StatusCode::TOO_MANY_REQUESTS,
+            Self::MaxConcurrentSessionsReached | Self::TooManyOperations => {
+                StatusCode::TOO_MANY_REQUESTS
+            }
             Self::InternalError | Self::SessionPoolGoldenFailed => {
                 StatusCode::INTERNAL_SERVER_ERROR
             }
@@ -150,7 +170,8 @@ impl Code {
             Self::HostCapacityReached
             | Self::HostDraining
             | Self::SessionStartFailed
-            | Self::SessionPoolClosing => StatusCode::SERVICE_UNAVAILABLE,
+            | Self::SessionPoolClosing
+            | Self::OperationInterrupted => StatusCode::SERVICE_UNAVAILABLE,
             Self::SessionStartTimeout => StatusCode::GATEWAY_TIMEOUT,
         }
     }
@@ -177,6 +198,8 @@ const fn image_status(code: ImageErrorCode) -> StatusCode {
 #[derive(Debug)]
 pub struct Refusal {
     pub code: Code,
+    /// In place of the code's own.
+    pub status: Option<StatusCode>,
     pub message: String,
     pub target: Option<String>,
     /// Boxed, since a refusal travels in many results.
@@ -190,6 +213,7 @@ impl Refusal {
         let message = message.into();
         Self {
             code,
+            status: None,
             message,
             target: None,
             headers: Box::default(),
@@ -245,7 +269,7 @@ impl Refusal {
         }
         let body = Bytes::from(json!({ "error": error }).to_string());
         let mut response = http::Response::new(body);
-        *response.status_mut() = self.code.status();
+        *response.status_mut() = self.status.unwrap_or(self.code.status());
         *response.headers_mut() = *self.headers;
         let headers = response.headers_mut();
         headers.insert(

@@ -103,6 +103,25 @@ pub fn route(host: &str, target: &PathAndQuery, domain: Option<&str>) -> Result<
     })
 }
 
+/// Whether the path is of a resource, and the host no pool's own: there all paths are the container's.
+pub fn is_resource(host: &str, path: &str, domain: Option<&str>) -> bool {
+    if domain.and_then(|domain| label_of(host, domain)).is_some() {
+        return false;
+    }
+    let is = |segment: Option<&str>, word: &str| {
+        segment.is_some_and(|segment| segment.eq_ignore_ascii_case(word))
+    };
+    // Keywords and values by turns.
+    let mut keywords = path.split('/').skip(1).step_by(2);
+    is(keywords.next(), "subscriptions")
+        && match keywords.next() {
+            Some(word) if word.eq_ignore_ascii_case("resourceGroups") => {
+                is(keywords.next(), "providers")
+            }
+            word => is(word, "providers"),
+        }
+}
+
 /// The identifier in a query string: exactly one parameter of this name, percent-decoded.
 pub fn identifier(query: Option<&str>) -> Result<Identifier, Refusal> {
     let wrong = |message: &str| {
@@ -276,6 +295,34 @@ mod tests {
             assert_eq!(rest(host, "/x"), Err("ResourceNotFound"), "{host}");
         }
         assert_eq!(rest("a_b.cabana.example", "/x"), Err("SessionPoolNotFound"));
+    }
+
+    #[test]
+    fn paths_of_providers_are_resources_unless_the_host_is_a_pools_own() {
+        let domain = Some("cabana.example");
+        for (host, path, expected) in [
+            ("localhost", "/subscriptions/s/providers/x", true),
+            ("cabana.example", "/SUBSCRIPTIONS/s/Providers/", true),
+            (
+                "localhost",
+                "/subscriptions/s/resourcegroups/rg/providers/x/y",
+                true,
+            ),
+            (
+                "localhost",
+                "/subscriptions/s/resourceGroups/rg/sessionPools/providers",
+                false,
+            ),
+            ("localhost", "/subscriptions/providers/x", false),
+            ("localhost", "/", false),
+            (
+                "alpha.cabana.example",
+                "/subscriptions/s/providers/x",
+                false,
+            ),
+        ] {
+            assert_eq!(is_resource(host, path, domain), expected, "{host}{path}");
+        }
     }
 
     #[test]

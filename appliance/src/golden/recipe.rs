@@ -1,6 +1,7 @@
 //! What a pool's golden is made from, and what the forks of it run.
 
 use std::fs::File;
+use std::sync::Arc;
 
 use wire::ContainerSpec;
 
@@ -12,6 +13,7 @@ use crate::pool::PoolName;
 use crate::pool::container::{self, ImageDefaults};
 use crate::pool::probe::Probe;
 use crate::store::PoolRecord;
+use crate::vault::Vault;
 use crate::worker::spec::ForkPoint;
 
 /// Everything for one golden, or for one session.
@@ -52,6 +54,8 @@ pub trait Recipes: Send + Sync + 'static {
 pub struct Kitchen {
     pub images: images::Cache,
     pub host: Host,
+    /// Opens the secrets that containers get.
+    pub vault: Arc<Vault>,
 }
 
 impl Recipes for Kitchen {
@@ -64,8 +68,8 @@ impl Recipes for Kitchen {
             .images
             .require(&pool.image_digest)
             .map_err(|error| error.to_string())?;
-        let container =
-            container::spec(&defaults(&image), pool).map_err(|error| error.to_string())?;
+        let container = container::spec(&defaults(&image), pool, &self.vault)
+            .map_err(|error| error.to_string())?;
         let template = template(pool, &container)?;
         Ok(Recipe {
             pool: pool.name.clone(),
@@ -126,7 +130,8 @@ mod tests {
             cmd: vec!["/demo".into()],
             ..Default::default()
         };
-        template(pool, &container::spec(&image, pool).unwrap()).unwrap()
+        let vault = Vault::new(&[7; crate::vault::KEY_BYTES]).unwrap();
+        template(pool, &container::spec(&image, pool, &vault).unwrap()).unwrap()
     }
 
     #[test]
@@ -137,6 +142,7 @@ mod tests {
             env: vec![EnvVar {
                 name: "SECRET".into(),
                 value: "x".into(),
+                secret_ref: None,
             }],
             cpu_millis: alpha.cpu_millis + 250,
             ..pool("beta")

@@ -389,7 +389,8 @@ impl Recipes for DemoRecipes {
             cmd: vec!["/demo".into()],
             ..Default::default()
         };
-        let container = container::spec(&image, pool).unwrap();
+        let vault = crate::vault::Vault::new(&[7; crate::vault::KEY_BYTES]).unwrap();
+        let container = container::spec(&image, pool, &vault).unwrap();
         Ok(Recipe {
             pool: pool.name.clone(),
             manifest: Manifest::new(&host(), template(pool, &container)?),

@@ -2,7 +2,8 @@
 
 use wire::ContainerSpec;
 
-use crate::store::PoolRecord;
+use crate::store::{EnvVar, PoolRecord};
+use crate::vault::{Vault, WrongKey};
 
 /// The part of an image's configuration that matters here.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -45,15 +46,29 @@ pub fn argv(
     }
 }
 
-/// Everything that the agent needs to know.
-pub fn spec(image: &ImageDefaults, pool: &PoolRecord) -> Result<ContainerSpec, NothingToRun> {
-    let own = pool
-        .env
-        .iter()
-        .map(|var| format!("{}={}", var.name, var.value));
+/// Why there is nothing to say to the agent.
+#[derive(Debug, thiserror::Error)]
+pub enum SpecError {
+    #[error(transparent)]
+    NothingToRun(#[from] NothingToRun),
+    #[error("The secret {name:?} cannot be read, {source}: give its value again")]
+    Secret { name: String, source: WrongKey },
+}
+
+/// Everything that the agent needs to know. Variables that are secrets are opened here and nowhere else: neither the
+/// store nor an answer has their values.
+pub fn spec(
+    image: &ImageDefaults,
+    pool: &PoolRecord,
+    vault: &Vault,
+) -> Result<ContainerSpec, SpecError> {
+    let mut env = image.env.clone();
+    for var in &pool.env {
+        env.push(variable(var, pool, vault)?);
+    }
     Ok(ContainerSpec {
         argv: argv(image, &pool.command, &pool.args)?,
-        env: image.env.iter().cloned().chain(own).collect(),
+        env,
         working_dir: image.working_dir.clone(),
         user: image.user.clone(),
         stop_signal: image.stop_signal.clone(),
@@ -61,9 +76,29 @@ pub fn spec(image: &ImageDefaults, pool: &PoolRecord) -> Result<ContainerSpec, N
     })
 }
 
+fn variable(var: &EnvVar, pool: &PoolRecord, vault: &Vault) -> Result<String, SpecError> {
+    let Some(reference) = &var.secret_ref else {
+        return Ok(format!("{}={}", var.name, var.value));
+    };
+    let secret = pool.secrets.iter().find(|it| it.name == *reference);
+    let value = secret.map_or(Err(WrongKey), |secret| {
+        vault.open(pool.name.as_str(), secret)
+    });
+    let value = value.map_err(|source| SpecError::Secret {
+        name: reference.clone(),
+        source,
+    })?;
+    Ok(format!("{}={}", var.name, value.expose()))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::vault::KEY_BYTES;
+
+    fn vault() -> Vault {
+        Vault::new(&[7; KEY_BYTES]).unwrap()
+    }
 
     fn words(text: &str) -> Vec<String> {
         text.split_whitespace().map(str::to_owned).collect()
@@ -103,7 +138,40 @@ mod tests {
             ..Default::default()
         };
         let pool = crate::store::tests::pool("alpha");
-        let spec = spec(&image, &pool).unwrap();
+        let spec = spec(&image, &pool, &vault()).unwrap();
         assert_eq!(spec.env, words("MODE=x A=1 MODE=a=b"));
+    }
+
+    #[test]
+    fn variable_that_is_a_secret_has_its_value_and_needs_the_key() {
+        let image = ImageDefaults {
+            cmd: words("sh"),
+            ..Default::default()
+        };
+        let pool = PoolRecord {
+            env: vec![EnvVar {
+                name: "KEY".into(),
+                secret_ref: Some("api-key".into()),
+                ..EnvVar::default()
+            }],
+            secrets: vec![vault().seal("alpha", "api-key", "s e c").unwrap()],
+            ..crate::store::tests::pool("alpha")
+        };
+        let opened = spec(&image, &pool, &vault()).unwrap();
+        assert_eq!(opened.env, ["KEY=s e c"]);
+        let other = Vault::new(&[8; KEY_BYTES]).unwrap();
+        for (pool, vault) in [
+            (pool.clone(), &other),
+            (
+                PoolRecord {
+                    secrets: Vec::new(),
+                    ..pool
+                },
+                &vault(),
+            ),
+        ] {
+            let error = spec(&image, &pool, vault).unwrap_err().to_string();
+            assert!(error.contains("\"api-key\" cannot be read"), "{error}");
+        }
     }
 }

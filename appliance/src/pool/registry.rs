@@ -192,6 +192,7 @@ impl Pools {
     }
 
     /// The pool of this name that is being prepared, to be made or changed.
+    #[cfg(test)]
     pub fn pending(&self, name: &PoolName) -> Option<Arc<PoolRecord>> {
         let pending = self.lock_pending();
         pending.get(name).map(|pending| Arc::clone(&pending.record))

@@ -13,7 +13,10 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::schema::{self, PoolRecord, SchemaError, SessionRecord, Use, VERSION, session_key};
+use super::schema::{
+    self, OperationRecord, PoolRecord, SchemaError, SessionRecord, Use, VERSION, operation_key,
+    session_key,
+};
 use super::{Change, Store, StoreError, Table};
 
 const FORMAT: &str = "cabana-store";
@@ -73,10 +76,9 @@ pub enum ImportError {
 /// Every record, one per line, after the header.
 pub fn export(store: &dyn Store, with_keys: bool) -> Result<(String, Tally), StoreError> {
     let mut lines = Vec::new();
-    // When sessions were used matters to their workers alone, and those do not travel.
     let tables = Table::ALL
         .into_iter()
-        .filter(|table| (with_keys || *table != Table::Keys) && *table != Table::Uses);
+        .filter(|table| (with_keys || *table != Table::Keys) && table.travels());
     for table in tables {
         for (key, value) in store.scan(table, b"")? {
             let (version, record) =
@@ -129,7 +131,7 @@ pub fn import(store: &dyn Store, text: &str, replace: bool) -> Result<Tally, Imp
     let mut held = Vec::new();
     for table in Table::ALL.into_iter().filter(overwritten) {
         let found = store.scan(table, b"")?;
-        if !found.is_empty() && table != Table::Uses {
+        if !found.is_empty() && table.travels() {
             held.push(format!("{} {}", found.len(), table.name()));
         }
         changes.extend(
@@ -217,6 +219,10 @@ fn key_of(table: Table, value: &[u8]) -> Result<Option<Vec<u8>>, SchemaError> {
         }
         Table::Keys => read::<Vec<u8>>(value).map(|_| None)?,
         Table::Uses => read::<Use>(value).map(|_| None)?,
+        Table::Operations => {
+            let operation: OperationRecord = read(value)?;
+            Some(operation_key(operation.id))
+        }
     })
 }
 

@@ -33,8 +33,9 @@ pub use memory::MemoryStore;
 pub use records::Records;
 pub use salvage::pools as salvage_pools;
 pub use schema::{
-    DEFAULT_DISK_MIB, EnvVar, Lifecycle, PoolRecord, PoolSecret, RegistryLogin, SchemaError,
-    SealedText, SessionRecord, SlotNote, Use, decode, encode,
+    DEFAULT_DISK_MIB, EnvVar, Lifecycle, OperationEnd, OperationFailure, OperationKind,
+    OperationRecord, PoolRecord, PoolSecret, RegistryLogin, SchemaError, SealedText, SessionRecord,
+    SlotNote, Use, decode, encode,
 };
 pub use sled::SledStore;
 
@@ -54,6 +55,8 @@ pub enum Table {
     /// Id of a session → when it was last used. Beside the session's own row, so that writing it late can
     /// never bring a session back that has ended.
     Uses = 5,
+    /// Id → a change of a pool that a caller may ask about.
+    Operations = 6,
 }
 
 /// What a change outlives once it was answered.
@@ -66,20 +69,27 @@ pub enum Outlives {
 }
 
 impl Table {
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 6] = [
         Self::Pools,
         Self::Sessions,
         Self::Keys,
         Self::Serving,
         Self::Uses,
+        Self::Operations,
     ];
+
+    /// Whether its records go with a store that is exported. When sessions were used matters to their workers alone, and
+    /// operations to those who began them: neither travels.
+    pub const fn travels(self) -> bool {
+        !matches!(self, Self::Uses | Self::Operations)
+    }
 
     /// What a record of this table survives. A session does not survive the end of its host: its guest is memory.
     /// So what is said of it need not either.
     pub const fn outlives(self) -> Outlives {
         match self {
             Self::Sessions | Self::Uses => Outlives::Process,
-            Self::Pools | Self::Keys | Self::Serving => Outlives::PowerCut,
+            Self::Pools | Self::Keys | Self::Serving | Self::Operations => Outlives::PowerCut,
         }
     }
 
@@ -91,6 +101,7 @@ impl Table {
             Self::Keys => "keys",
             Self::Serving => "serving",
             Self::Uses => "uses",
+            Self::Operations => "operations",
         }
     }
 }

@@ -7,7 +7,9 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use uuid::Uuid;
 
-use super::schema::{self, PoolRecord, SessionRecord, Use, session_key};
+use super::schema::{
+    self, OperationRecord, PoolRecord, SessionRecord, Use, operation_key, session_key,
+};
 use super::{Change, Store, StoreError, Table};
 use crate::pool::{Identifier, PoolName};
 
@@ -114,6 +116,30 @@ impl Records {
             key: use_key(session),
         };
         let changes: Vec<_> = sessions.into_iter().map(remove).collect();
+        self.blocking(move |store| store.apply(&changes)).await
+    }
+
+    /// Every change of a pool that somebody may ask about.
+    pub async fn operations(&self) -> Result<Vec<OperationRecord>, StoreError> {
+        self.all(Table::Operations).await
+    }
+
+    /// Writes an operation, and forgets others in the same batch.
+    pub async fn put_operation(
+        &self,
+        operation: OperationRecord,
+        forgotten: Vec<Uuid>,
+    ) -> Result<(), StoreError> {
+        let remove = |id| Change::Remove {
+            table: Table::Operations,
+            key: operation_key(id),
+        };
+        let mut changes: Vec<_> = forgotten.into_iter().map(remove).collect();
+        changes.push(Change::Put {
+            table: Table::Operations,
+            key: operation_key(operation.id),
+            value: schema::encode(&operation),
+        });
         self.blocking(move |store| store.apply(&changes)).await
     }
 

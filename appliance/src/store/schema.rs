@@ -133,6 +133,9 @@ pub struct PoolRecord {
     pub registry: Option<RegistryLogin>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub secrets: Vec<PoolSecret>,
+    /// The id of the environment that the caller put it into. It means nothing here, and is told again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub environment_id: Option<String>,
     /// Milliseconds since the Unix epoch.
     pub created_at_ms: u64,
     pub modified_at_ms: u64,
@@ -147,7 +150,7 @@ pub struct RegistryLogin {
     pub password_secret_ref: String,
 }
 
-/// A secret that only the appliance of this store can read: `admin::vault`.
+/// A secret that only the appliance of this store can read: `crate::vault`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PoolSecret {
     pub name: String,
@@ -166,6 +169,15 @@ impl std::fmt::Debug for SealedText {
 }
 
 impl PoolRecord {
+    /// The secrets that the container gets as variables.
+    fn env_secrets(&self) -> impl Iterator<Item = &PoolSecret> {
+        let named = |secret: &&PoolSecret| {
+            let name = Some(&secret.name);
+            self.env.iter().any(|var| var.secret_ref.as_ref() == name)
+        };
+        self.secrets.iter().filter(named)
+    }
+
     /// Whether a session of `other` would be made of the same things.
     pub fn same_template(&self, other: &Self) -> bool {
         let template = |pool: &Self| {
@@ -176,6 +188,8 @@ impl PoolRecord {
                 (pool.fork_point, pool.target_port),
                 (pool.command.clone(), pool.args.clone(), pool.env.clone()),
                 pool.probes.clone(),
+                // Sealed: `arm::properties` keeps the text of one whose value is said again.
+                pool.env_secrets().cloned().collect::<Vec<_>>(),
             )
         };
         template(self) == template(other)
@@ -199,10 +213,62 @@ fn default_disk_mib() -> u32 {
 }
 
 /// One variable of a container's environment.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct EnvVar {
     pub name: String,
+    /// Empty if it is a secret's.
     pub value: String,
+    /// Which of the pool's secrets has the value.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub secret_ref: Option<String>,
+}
+
+/// A change of a pool that a caller was told of before it was done.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct OperationRecord {
+    #[serde(with = "uuid_text")]
+    pub id: Uuid,
+    pub kind: OperationKind,
+    pub subscription: String,
+    pub resource_group: String,
+    pub pool: PoolName,
+    /// What the pool's settings are when it has succeeded, as a digest. Absent: not known yet, or it is deleted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub goal: Option<String>,
+    /// Milliseconds since the Unix epoch.
+    pub begun_at_ms: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub end: Option<OperationEnd>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum OperationKind {
+    Create,
+    Update,
+    Delete,
+}
+
+/// How an operation ended, and when.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct OperationEnd {
+    pub at_ms: u64,
+    /// Absent: it succeeded.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failure: Option<OperationFailure>,
+}
+
+/// What the caller is told.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct OperationFailure {
+    pub code: String,
+    pub message: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target: Option<String>,
 }
 
 /// Who owns a session.
@@ -263,6 +329,11 @@ pub fn session_key(pool: &PoolName, identifier: &Identifier) -> Vec<u8> {
     key
 }
 
+/// The key of an operation's row.
+pub fn operation_key(id: Uuid) -> Vec<u8> {
+    id.to_string().into_bytes()
+}
+
 #[cfg(test)]
 pub mod tests {
     use super::*;
@@ -288,6 +359,7 @@ pub mod tests {
             env: vec![EnvVar {
                 name: "MODE".into(),
                 value: "a=b".into(),
+                secret_ref: None,
             }],
             max_sessions: 10,
             ready_sessions: 0,
@@ -296,6 +368,7 @@ pub mod tests {
             probes: Probes::default(),
             registry: None,
             secrets: Vec::new(),
+            environment_id: None,
             created_at_ms: 1,
             modified_at_ms: 2,
         }

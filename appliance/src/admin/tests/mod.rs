@@ -9,13 +9,18 @@ mod sessions;
 use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
 
+use bytes::Bytes;
+use http::header;
 use http_body_util::{BodyExt, Full};
 use hyper_util::rt::TokioIo;
+use serde_json::Value;
 use tokio::net::UnixStream;
 use tokio::sync::watch;
 
 use super::*;
 use crate::access::{Role, Scope};
+use crate::arm::call::MAX_JSON_BYTES;
+use crate::front::refusal::Code;
 use crate::images::ImageErrorCode;
 use crate::images::registry::{Progress, Reporter, Secret};
 use crate::pool::container::ImageDefaults;
@@ -26,8 +31,10 @@ const GROUP: &str = "/subscriptions/s/resourceGroups/rg/providers/Microsoft.App/
 const DEADLINE: Duration = Duration::from_secs(30);
 const PASSWORD: &str = "correct horse";
 
+pub use keeper::OneImage;
+
 /// Knows `demo`, and imports anything as an image of as many bytes as were sent.
-struct Demo;
+pub struct Demo;
 
 fn image(name: &str, root_image_bytes: u64) -> ImageSummary {
     let defaults = ImageDefaults {
@@ -135,16 +142,6 @@ impl Office {
         let socket = dir.path().join("admin.sock");
         let pools = Pools::open(launcher.tools()).await.unwrap();
         let authority = Arc::new(crate::access::testing::authority().await);
-        let rules = Rules {
-            min_cooldown_seconds: 300,
-            max_cpu_millis: 2000,
-            max_mem_mib: 4096,
-        };
-        let endpoints = Endpoints {
-            host: "https://localhost:8443".into(),
-            domain: None,
-            port: 8443,
-        };
         let asked_to_stop = Arc::<Notify>::default();
         let admin = Admin {
             pools: pools.clone(),
@@ -152,10 +149,7 @@ impl Office {
             images: Arc::new(Demo),
             keeper: Arc::new(keeper::OneImage),
             goldens: Arc::new(OneGolden),
-            rules,
-            endpoints,
-            changes: Changes::default(),
-            vault: Vault::new(&[7; VAULT_KEY_BYTES]).unwrap(),
+            arm: crate::arm::testing::arm(&launcher, &pools, None).await,
             stop: Arc::clone(&asked_to_stop),
         };
         let (stop, stopped) = watch::channel(false);
@@ -281,7 +275,7 @@ async fn host_is_drained_until_it_is_told_to_serve_again() {
 #[tokio::test]
 async fn pool_is_made_shown_listed_changed_and_deleted() {
     let office = Office::open().await;
-    let path = format!("{GROUP}/alpha?api-version=2025-07-01");
+    let path = format!("{GROUP}/alpha");
     let (status, made) = office.put(&path, &resource()).await;
     assert_eq!(status, 201, "{made}");
     let properties = &made["properties"];
@@ -423,14 +417,24 @@ async fn pool_whose_container_does_not_come_up_is_refused_with_its_last_lines() 
 }
 
 #[tokio::test]
-async fn pool_that_is_still_being_made_is_not_shown_and_can_be_deleted() {
+async fn pool_that_is_still_being_made_is_shown_so_and_can_be_deleted() {
     let office = Office::open().await;
     let path = format!("{GROUP}/alpha");
     let preparing = office.launcher.hold_next_preparation();
     let resource = resource();
     let (made, ()) = tokio::join!(office.put(&path, &resource), async {
         preparing.await.unwrap();
-        assert_eq!(office.call("GET", &path, "").await.0, 404);
+        let (status, shown) = office.call("GET", &path, "").await;
+        let properties = &shown["properties"];
+        assert_eq!(
+            (status, &properties["provisioningState"]),
+            (200, &json!("InProgress"))
+        );
+        assert!(properties.get("sessionCounts").is_none(), "{shown}");
+        assert_eq!(
+            office.call("GET", GROUP, "").await.1["value"],
+            json!([shown])
+        );
         let elsewhere = path.replace("rg", "other");
         assert_eq!(office.call("DELETE", &elsewhere, "").await.0, 404);
         assert_eq!(office.call("DELETE", &path, "").await.0, 204);
@@ -514,7 +518,7 @@ async fn bad_requests_make_nothing() {
             "PUT",
             format!("{pool}?api-version=new"),
             resource().to_string(),
-            (400, "InvalidRequestContent"),
+            (400, "InvalidApiVersionParameter"),
         ),
         (
             "PATCH",
@@ -627,24 +631,5 @@ async fn health_names_the_endpoint() {
             200,
             json!({ "status": "ok", "endpoint": "https://localhost:8443" })
         )
-    );
-}
-
-#[test]
-fn endpoint_of_a_pool_is_by_host_name_when_there_is_a_domain() {
-    let at = |domain: Option<&str>, port| Endpoints {
-        host: format!("https://localhost:{port}"),
-        domain: domain.map(str::to_owned),
-        port,
-    };
-    let by_path = "https://localhost:1/subscriptions/s/resourceGroups/rg/sessionPools/p";
-    assert_eq!(at(None, 1).of("s", "rg", "p"), by_path);
-    assert_eq!(
-        at(Some("d.example"), 8443).of("s", "rg", "p"),
-        "https://p.d.example:8443"
-    );
-    assert_eq!(
-        at(Some("d.example"), 443).of("s", "rg", "p"),
-        "https://p.d.example"
     );
 }

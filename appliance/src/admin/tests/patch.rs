@@ -1,6 +1,8 @@
 //! Changes of a part of a pool, and what is shown of how far they are.
 
 use super::*;
+use crate::arm::resource::{self, Facts, State};
+use crate::arm::version::Shape;
 
 #[tokio::test]
 async fn patch_changes_a_pool_and_answers_with_all_of_it() {
@@ -165,13 +167,13 @@ fn revision_that_warms_beside_the_active_one_is_shown_with_its_failure() {
             ..Counts::default()
         },
     };
-    let endpoints = Endpoints {
-        host: "https://localhost:1".into(),
-        domain: None,
-        port: 1,
-    };
     let record = Arc::clone(&status.desired.as_ref().unwrap().record);
-    let shown = resource::pool(&record, &status, &endpoints);
+    let facts = Facts {
+        status: Some(&status),
+        state: State::Succeeded,
+        endpoint: "https://localhost:1".into(),
+    };
+    let shown = resource::pool(&record, &facts, &Shape::default());
     let properties = &shown["properties"];
     assert_eq!(
         properties["sessionCounts"],

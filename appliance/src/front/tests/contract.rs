@@ -319,6 +319,7 @@ async fn changed_pool_makes_new_sessions_of_its_new_revision() {
     let env = vec![EnvVar {
         name: "NEW".into(),
         value: "1".into(),
+        secret_ref: None,
     }];
     let changed = PoolRecord {
         env,

@@ -3,6 +3,7 @@
 mod contract;
 mod forwarding;
 mod management;
+mod resources;
 mod smuggling;
 
 use std::future::Future;
@@ -78,9 +79,11 @@ impl Door {
             .await
             .unwrap();
         let authority = Arc::new(crate::access::testing::authority().await);
+        let arm = crate::arm::testing::arm(&launcher, &pools, Some("cabana.example")).await;
         let front = Arc::new(Front {
             pools: pools.clone(),
             authority: Arc::clone(&authority),
+            arm: arm.clone(),
             domain: Some("cabana.example".into()),
         });
         let socket = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();

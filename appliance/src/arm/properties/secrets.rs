@@ -3,13 +3,14 @@
 
 use serde_json::{Value, json};
 
+use super::Shape;
 use super::raw::{Raw, dotted, invalid, missing, unsupported};
-use crate::admin::vault::Vault;
 use crate::front::refusal::Refusal;
 use crate::images::registry::{Credentials, RegistryHost};
 use crate::store::{PoolRecord, PoolSecret, RegistryLogin};
+use crate::vault::Vault;
 
-const SECRETS: &str = "/properties/secrets";
+pub const SECRETS: &str = "/properties/secrets";
 pub const REGISTRY: &str = "/properties/customContainerTemplate/registryCredentials";
 const NAME_LIMIT: usize = 253;
 /// Longest value: a password or a token, not a file.
@@ -39,12 +40,21 @@ pub fn read(
             return Err(invalid(&at, format!("{} is there twice", dotted(&at))));
         }
         let at = format!("{path}/value");
+        let held = current.and_then(|pool| pool.secrets.iter().find(|secret| secret.name == name));
         // No message repeats a value, however wrong it is.
         let secret = match raw.get(&at) {
             Some(Value::String(value)) if value.len() <= VALUE_LIMIT && !value.contains('\0') => {
-                vault
-                    .seal(pool, &name, value)
-                    .map_err(|error| Refusal::internal("A secret cannot be sealed", error))?
+                let same = |held: &&PoolSecret| {
+                    let opened = vault.open(pool, held);
+                    opened.is_ok_and(|opened| opened.expose() == value)
+                };
+                match held.filter(same) {
+                    // Sealed anew it would look like another one, and sessions would be made anew for it.
+                    Some(held) => held.clone(),
+                    None => vault
+                        .seal(pool, &name, value)
+                        .map_err(|error| Refusal::internal("A secret cannot be sealed", error))?,
+                }
             }
             Some(_) => {
                 let message = format!(
@@ -53,8 +63,7 @@ pub fn read(
                 );
                 return Err(invalid(&at, message));
             }
-            None => current
-                .and_then(|pool| pool.secrets.iter().find(|secret| secret.name == name))
+            None => held
                 .cloned()
                 .ok_or_else(|| missing(&at, "a new secret needs one"))?,
         };
@@ -101,11 +110,8 @@ pub fn login(raw: &Raw<'_>, secrets: &[PoolSecret]) -> Result<Option<RegistryLog
         .map_err(|why| invalid(&at, format!("{}: {why}", dotted(&at))))?;
     let username = raw.required_text(&format!("{REGISTRY}/username"))?;
     let at = format!("{REGISTRY}/passwordSecretRef");
-    let password = raw.required_text(&at)?;
-    if !secrets.iter().any(|secret| secret.name == password) {
-        let message = format!("{} names no secret of {}", dotted(&at), dotted(SECRETS));
-        return Err(invalid(&at, message));
-    }
+    let password = reference(raw, &at, secrets)?;
+    let password = password.ok_or_else(|| missing(&at, "a string that is not empty"))?;
     Ok(Some(RegistryLogin {
         server: host.as_str().to_owned(),
         username,
@@ -113,10 +119,32 @@ pub fn login(raw: &Raw<'_>, secrets: &[PoolSecret]) -> Result<Option<RegistryLog
     }))
 }
 
-pub fn render_login(pool: &PoolRecord) -> Option<Value> {
+/// The name of a secret that is there, if one is named at `path`.
+pub fn reference(
+    raw: &Raw<'_>,
+    path: &str,
+    secrets: &[PoolSecret],
+) -> Result<Option<String>, Refusal> {
+    let name = raw.text(path)?.filter(|name| !name.is_empty());
+    let known = |name: &String| secrets.iter().any(|secret| secret.name == *name);
+    match name {
+        Some(name) if !known(&name) => {
+            let message = format!("{} names no secret of {}", dotted(path), dotted(SECRETS));
+            Err(invalid(path, message))
+        }
+        name => Ok(name),
+    }
+}
+
+pub fn render_login(pool: &PoolRecord, shape: &Shape) -> Option<Value> {
+    let server = if shape.registry_server {
+        "registryServer"
+    } else {
+        "server"
+    };
     pool.registry.as_ref().map(|login| {
         json!({
-            "server": login.server,
+            server: login.server,
             "username": login.username,
             "passwordSecretRef": login.password_secret_ref,
         })

@@ -3,7 +3,7 @@
 use serde_json::{Map, Value};
 
 use super::raw::{dotted, invalid, wrong};
-use super::{lifecycle, not_an_object, render};
+use super::{Shape, lifecycle, not_an_object, render};
 use crate::front::refusal::Refusal;
 use crate::store::PoolRecord;
 
@@ -18,7 +18,7 @@ const IMMUTABLE: [&str; 7] = [
     "/properties/poolManagementType",
 ];
 
-/// The pool's settings with `patch` applied, for [`checked`](super::checked). Lists are replaced whole, a
+/// The pool's settings with `patch` applied, for [`draft`](super::draft). Lists are replaced whole, a
 /// null brings the default back, and what the appliance says about a pool is ignored as in a PUT.
 pub fn patched(pool: &PoolRecord, mut patch: Value, id: &str) -> Result<Value, Refusal> {
     if !patch.is_object() {
@@ -33,21 +33,44 @@ pub fn patched(pool: &PoolRecord, mut patch: Value, id: &str) -> Result<Value, R
             return Err(wrong(path, "an object", found));
         }
     }
-    let mut body = render(pool);
+    let mut body = render(pool, &Shape::default());
     body["id"] = id.into();
     body["name"] = pool.name.as_str().into();
-    body["type"] = crate::admin::resource::TYPE.into();
+    body["type"] = crate::arm::resource::TYPE.into();
     for path in IMMUTABLE {
         if let Some(wanted) = patch.pointer(path)
             && !same(body.pointer(path), wanted)
         {
-            let message = format!("{} of a pool cannot be changed", dotted(path));
-            return Err(invalid(path, message));
+            return Err(cannot_change(path));
         }
     }
     lifecycle::prepare_patch(&mut patch, pool);
     merge(&mut body, patch);
     Ok(body)
+}
+
+/// As in a patch, of the body of a PUT: what is absent or null stays as it is, and so does what the pool never had.
+pub fn refuse_other_identity(
+    body: &Value,
+    pool: &PoolRecord,
+    paths: &[&str],
+) -> Result<(), Refusal> {
+    let current = render(pool, &Shape::default());
+    for path in paths {
+        let wanted = body.pointer(path).filter(|wanted| !wanted.is_null());
+        let held = current.pointer(path);
+        if let (Some(wanted), Some(_)) = (wanted, held)
+            && !same(held, wanted)
+        {
+            return Err(cannot_change(path));
+        }
+    }
+    Ok(())
+}
+
+fn cannot_change(path: &str) -> Refusal {
+    let message = format!("{} of a pool cannot be changed", dotted(path));
+    invalid(path, message)
 }
 
 /// Case of names is forgiven, as in paths.

@@ -1,12 +1,12 @@
 //! When sessions end by themselves. Read nested in `lifecycleConfiguration`, as in 2025-01-01 and
-//! later, or flat, as before; rendered nested.
+//! later, or flat, as before; rendered as the api-version has it.
 
 use std::ops::RangeInclusive;
 
 use serde_json::{Value, json};
 
-use super::Rules;
 use super::raw::{Raw, dotted, invalid, wrong};
+use super::{Rules, Shape};
 use crate::front::refusal::Refusal;
 use crate::store::{Lifecycle, PoolRecord};
 
@@ -99,13 +99,23 @@ fn of_the_other(path: &str, other: &str, own: &str, instead: &str) -> Refusal {
     invalid(path, message)
 }
 
-pub fn render(pool: &PoolRecord) -> Value {
-    json!({ NESTED: match pool.lifecycle {
-        Lifecycle::Timed => json!({ TYPE: TIMED, COOLDOWN: pool.cooldown_seconds }),
+pub fn render(pool: &PoolRecord, shape: &Shape) -> Value {
+    let kind = if shape.nested_lifecycle {
+        TYPE
+    } else {
+        FLAT_TYPE
+    };
+    let lifecycle = match pool.lifecycle {
+        Lifecycle::Timed => json!({ kind: TIMED, COOLDOWN: pool.cooldown_seconds }),
         Lifecycle::OnContainerExit { max_alive_seconds } => {
-            json!({ TYPE: ON_CONTAINER_EXIT, MAX_ALIVE: max_alive_seconds })
+            json!({ kind: ON_CONTAINER_EXIT, MAX_ALIVE: max_alive_seconds })
         }
-    } })
+    };
+    if shape.nested_lifecycle {
+        json!({ NESTED: lifecycle })
+    } else {
+        lifecycle
+    }
 }
 
 /// Makes a patch fit for the nested form of the resource that it is for: flat properties move

@@ -3,36 +3,60 @@
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
-use super::{Endpoints, properties};
+use super::properties;
+use super::version::Shape;
 use crate::pool::view::{Counts, PoolStatus, RevisionStatus};
 use crate::store::PoolRecord;
 
 pub const TYPE: &str = "Microsoft.App/sessionPools";
 
-/// The resource, in the nested form of api-version 2025-01-01 and later.
-pub fn pool(pool: &PoolRecord, status: &PoolStatus, endpoints: &Endpoints) -> Value {
-    let PoolRecord {
-        subscription,
-        resource_group,
-        name,
-        ..
-    } = pool;
-    let mut resource = properties::render(pool);
+/// What is said of a pool beside what it was asked to be.
+pub struct Facts<'a> {
+    /// `None`: none of its slots is there yet, or any more.
+    pub status: Option<&'a PoolStatus>,
+    pub state: State,
+    /// Where its sessions are reached.
+    pub endpoint: String,
+}
+
+/// How far the pool is, as resource manager calls it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum State {
+    InProgress,
+    Succeeded,
+    Deleting,
+}
+
+impl State {
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::InProgress => "InProgress",
+            Self::Succeeded => "Succeeded",
+            Self::Deleting => "Deleting",
+        }
+    }
+}
+
+/// The resource, as an api-version of this shape has it.
+pub fn pool(pool: &PoolRecord, facts: &Facts<'_>, shape: &Shape) -> Value {
+    let mut resource = properties::render(pool, shape);
     resource["id"] = id(pool).into();
-    resource["name"] = name.as_str().into();
+    resource["name"] = pool.name.as_str().into();
     resource["type"] = TYPE.into();
     resource["systemData"] = json!({
         "createdAt": moment(pool.created_at_ms),
         "lastModifiedAt": moment(pool.modified_at_ms),
     });
     let properties = &mut resource["properties"];
-    properties["provisioningState"] = "Succeeded".into();
+    properties["provisioningState"] = facts.state.as_str().into();
     properties["nodeCount"] = 1.into();
-    properties["poolManagementEndpoint"] = endpoints
-        .of(subscription, resource_group, name.as_str())
-        .into();
-    properties["sessionCounts"] = session_counts(status);
-    properties["templateUpdateStatus"] = update_status(status);
+    properties["poolManagementEndpoint"] = facts.endpoint.as_str().into();
+    if let Some(status) = facts.status {
+        properties["sessionCounts"] = session_counts(status);
+        if shape.update_status {
+            properties["templateUpdateStatus"] = update_status(status, shape);
+        }
+    }
     resource
 }
 
@@ -63,19 +87,19 @@ fn session_counts(status: &PoolStatus) -> Value {
     })
 }
 
-fn update_status(status: &PoolStatus) -> Value {
-    let mut update = json!({ "activeTemplate": template_status(&status.active) });
+fn update_status(status: &PoolStatus, shape: &Shape) -> Value {
+    let mut update = json!({ "activeTemplate": template_status(&status.active, shape) });
     if let Some(desired) = &status.desired {
-        update["desiredTemplate"] = template_status(desired);
+        update["desiredTemplate"] = template_status(desired, shape);
     }
     update
 }
 
 /// `TemplateStatus` of the preview api-versions. An image is pulled before a pool is made of it, so
 /// its pull cannot fail here.
-fn template_status(revision: &RevisionStatus) -> Value {
+fn template_status(revision: &RevisionStatus, shape: &Shape) -> Value {
     let counts = &revision.counts;
-    let mut template = properties::render_template(&revision.record);
+    let mut template = properties::render_template(&revision.record, shape);
     template["details"] = revision.last_failure.clone().unwrap_or_default().into();
     template["createdTime"] = moment(revision.record.modified_at_ms).into();
     template["revision"] = revision.revision.to_string().into();

@@ -5,14 +5,15 @@ use std::ops::RangeInclusive;
 use serde_json::{Value, json};
 use wire::{HostMessage, frame};
 
-use super::raw::{Raw, dotted, invalid, unsupported, wrong};
-use super::{Rules, probes, secrets};
-use crate::admin::images::ImageSummary;
-use crate::admin::resource;
+use super::raw::{Raw, dotted, invalid, wrong};
+use super::{Rules, Shape, probes, secrets};
+use crate::admin::ImageSummary;
+use crate::arm::resource;
 use crate::front::refusal::Refusal;
-use crate::pool::container;
+use crate::pool::container::{self, SpecError};
 use crate::pool::probe::Probes;
-use crate::store::{DEFAULT_DISK_MIB, EnvVar, PoolRecord};
+use crate::store::{DEFAULT_DISK_MIB, EnvVar, PoolRecord, PoolSecret};
+use crate::vault::Vault;
 
 const CPU_STEP_MILLIS: u32 = 250;
 const MIN_MEM_MIB: u32 = 512;
@@ -42,9 +43,14 @@ pub fn image(
 
 /// The container must have something to run, and what there is to say about it must fit the one
 /// frame that carries it to the agent.
-pub fn check(pool: &PoolRecord, image: &ImageSummary) -> Result<(), Refusal> {
-    let spec = container::spec(&image.defaults, pool);
-    let spec = spec.map_err(|error| invalid(&format!("{CONTAINER}/command"), error.to_string()))?;
+pub fn check(pool: &PoolRecord, image: &ImageSummary, vault: &Vault) -> Result<(), Refusal> {
+    let spec = container::spec(&image.defaults, pool, vault).map_err(|error| {
+        let path = match error {
+            SpecError::NothingToRun(_) => format!("{CONTAINER}/command"),
+            SpecError::Secret { .. } => secrets::SECRETS.to_owned(),
+        };
+        invalid(&path, error.to_string())
+    })?;
     if frame::encode(&HostMessage::Start(Box::new(spec))).is_err() {
         let message = format!(
             "command, args and env together, with those of the image, exceed {} bytes",
@@ -67,32 +73,44 @@ pub fn args(raw: &Raw<'_>) -> Result<Vec<String>, Refusal> {
     raw.words(&format!("{CONTAINER}/args"))
 }
 
-pub fn probes(raw: &Raw<'_>) -> Result<Probes, Refusal> {
-    probes::read(raw, &format!("{CONTAINER}/probes"))
+/// Who speaks a version without probes does not mean that there shall be none.
+pub fn probes(
+    raw: &Raw<'_>,
+    shape: &Shape,
+    current: Option<&PoolRecord>,
+) -> Result<Probes, Refusal> {
+    let path = format!("{CONTAINER}/probes");
+    match current {
+        Some(current) if !shape.probes && raw.get(&path).is_none() => Ok(current.probes.clone()),
+        _ => probes::read(raw, &path),
+    }
 }
 
 pub fn target_port(raw: &Raw<'_>) -> Result<u16, Refusal> {
     raw.required_port(TARGET_PORT)
 }
 
-pub fn env(raw: &Raw<'_>) -> Result<Vec<EnvVar>, Refusal> {
+pub fn env(raw: &Raw<'_>, secrets: &[PoolSecret]) -> Result<Vec<EnvVar>, Refusal> {
     let var = |path: &String| {
-        if raw.get(&format!("{path}/secretRef")).is_some() {
-            let message = format!(
-                "{}.secretRef is not supported by this version",
-                dotted(path)
-            );
-            return Err(unsupported(path, message));
-        }
         let name = raw.required_text(&format!("{path}/name"))?;
         if name.contains('=') {
             let path = format!("{path}/name");
             return Err(wrong(&path, "a name without \"=\"", &name.into()));
         }
         let value = raw.text(&format!("{path}/value"))?.unwrap_or_default();
-        Ok(EnvVar { name, value })
+        let secret_ref = secrets::reference(raw, &format!("{path}/secretRef"), secrets)?;
+        if secret_ref.is_some() && !value.is_empty() {
+            let message = format!("{} must have value or secretRef, not both", dotted(path));
+            return Err(invalid(path, message));
+        }
+        Ok(EnvVar {
+            name,
+            value,
+            secret_ref,
+        })
     };
-    let items = raw.items(&format!("{CONTAINER}/env"), "a list of {name, value}")?;
+    let expected = "a list of {name, value} or {name, secretRef}";
+    let items = raw.items(&format!("{CONTAINER}/env"), expected)?;
     items.iter().map(var).collect()
 }
 
@@ -145,16 +163,15 @@ fn amount(
     })
 }
 
-pub fn render(pool: &PoolRecord) -> Value {
-    let env: Vec<_> = pool
-        .env
-        .iter()
-        .map(|var| json!({ "name": var.name, "value": var.value }))
-        .collect();
+pub fn render(pool: &PoolRecord, shape: &Shape) -> Value {
+    let var = |var: &EnvVar| match &var.secret_ref {
+        Some(reference) => json!({ "name": var.name, "secretRef": reference }),
+        None => json!({ "name": var.name, "value": var.value }),
+    };
+    let env: Vec<_> = pool.env.iter().map(var).collect();
     let mut container = json!({
         "name": pool.container_name,
         "image": pool.image,
-        "imageDigest": pool.image_digest,
         "env": env,
         "resources": {
             "cpu": f64::from(pool.cpu_millis) / 1000.0,
@@ -162,6 +179,10 @@ pub fn render(pool: &PoolRecord) -> Value {
             "ephemeralStorage": resource::memory(pool.disk_mib),
         },
     });
+    // Not known before the image is here.
+    if !pool.image_digest.is_empty() {
+        container["imageDigest"] = pool.image_digest.as_str().into();
+    }
     // Absent means the image's own; an empty list would replace it by nothing.
     if !pool.command.is_empty() {
         container["command"] = json!(pool.command);
@@ -169,12 +190,12 @@ pub fn render(pool: &PoolRecord) -> Value {
     if !pool.args.is_empty() {
         container["args"] = json!(pool.args);
     }
-    if let Some(probes) = probes::render(&pool.probes) {
+    if let Some(probes) = probes::render(&pool.probes).filter(|_| shape.probes) {
         container["probes"] = probes;
     }
     let mut template =
         json!({ "containers": [container], "ingress": { "targetPort": pool.target_port } });
-    if let Some(login) = secrets::render_login(pool) {
+    if let Some(login) = secrets::render_login(pool, shape) {
         template["registryCredentials"] = login;
     }
     template
