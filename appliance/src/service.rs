@@ -15,7 +15,7 @@ use tokio::sync::{Notify, watch};
 
 use self::housekeeping::Housekeeping;
 use self::keeper::Keeper;
-use crate::access::Authority;
+use crate::access::{Audiences, Authority};
 use crate::admin::{
     self, Admin, GoldenService, GoldenSummary, ImageKeeper, ImageService, ImageSummary,
     ImportOrder, PullOrder,
@@ -43,6 +43,8 @@ use crate::worker::spec::{MAX_MEM_MIB, MAX_VCPUS};
 const LEAST_MAX_CPUS: usize = 2;
 /// Beyond what stopping one session may take, since all are stopped at once.
 const STOP_MARGIN: Duration = Duration::from_secs(3);
+/// Those that have expired are good no more anyway.
+const TIDY_TOKENS: Duration = Duration::from_secs(3600);
 const RENEWAL_CHECK: Duration = Duration::from_secs(24 * 3600);
 const FINGERPRINT_KEY_BYTES: usize = 64;
 const VAULT_KEY: &str = "pool-secrets";
@@ -72,7 +74,6 @@ pub async fn run(
     } = context;
     // First: its lock tells whether another appliance serves from here.
     let records = open_store(&config).await?;
-    let authority = Arc::new(open_authority(&records).await?);
     let fingerprints = open_fingerprints(&records).await?;
     let vault = Arc::new(open_vault(&records).await?);
     let certificate = open_certificate(&config).await?;
@@ -85,6 +86,8 @@ pub async fn run(
         .local_addr()
         .context("Cannot read the address of the listener")?
         .port();
+    let endpoints = endpoints(&config, port);
+    let authority = Arc::new(open_authority(&config, &endpoints, &records).await?);
     let puller = open_puller(&config, &images).await?;
     let goldens = open_goldens(&config, host, &workers, &images, Arc::clone(&vault)).await?;
     let tools = Tools {
@@ -122,7 +125,7 @@ pub async fn run(
         images: Arc::clone(&image_service),
         keeper: Arc::clone(&keeper),
         rules: rules(&config),
-        endpoints: endpoints(&config, port),
+        endpoints,
         vault,
     })
     .await
@@ -136,7 +139,7 @@ pub async fn run(
     let stop = Arc::<Notify>::default();
     let admin = Arc::new(Admin {
         pools: pools.clone(),
-        authority,
+        authority: Arc::clone(&authority),
         goldens: Arc::new(NamedGoldens {
             goldens: goldens.clone(),
             images: images.clone(),
@@ -149,6 +152,7 @@ pub async fn run(
     workers.settled().await;
     tracing::info!(listen = %config.listen, pools = pools.list().len(), "serving");
     let renewal = tokio::spawn(renew(certificate));
+    let tidying = tokio::spawn(tidy(authority));
     let limit = config.image_cache_limit;
     let limiting = tokio::spawn(async move { housekeeping.keep_within(limit).await });
     let asked = tokio::spawn(async move {
@@ -168,6 +172,7 @@ pub async fn run(
         }
     );
     renewal.abort();
+    tidying.abort();
     limiting.abort();
     asked.abort();
     // A client that comes now is told by the missing socket that nobody is there.
@@ -192,10 +197,30 @@ async fn open_store(config: &Checked) -> anyhow::Result<Records> {
     Ok(Records::new(Arc::new(store) as Arc<dyn Store>))
 }
 
-async fn open_authority(records: &Records) -> anyhow::Result<Authority> {
-    let fresh = Authority::new_key()?;
-    let key = records.ensure_key("token-signing", || fresh).await?;
-    Ok(Authority::new(&key)?)
+async fn open_authority(
+    config: &Checked,
+    endpoints: &Endpoints,
+    records: &Records,
+) -> anyhow::Result<Authority> {
+    let audiences = config
+        .audiences
+        .iter()
+        .cloned()
+        .chain(endpoints.addresses());
+    let opened = Authority::open(records.clone(), Audiences::new(audiences)).await;
+    opened.context("Cannot read the tokens from the store")
+}
+
+/// Records of tokens end with them.
+async fn tidy(authority: Arc<Authority>) {
+    let mut turns = tokio::time::interval(TIDY_TOKENS);
+    loop {
+        turns.tick().await;
+        if let Err(error) = authority.tidy().await {
+            let error: &dyn std::error::Error = &error;
+            tracing::warn!(error, "cannot forget the tokens that have expired");
+        }
+    }
 }
 
 fn random(bytes: usize) -> anyhow::Result<Vec<u8>> {

@@ -34,6 +34,7 @@ pub struct Grant {
 
 impl Grant {
     /// The role, without limits.
+    #[cfg(test)]
     pub fn of(role: Role) -> Self {
         Self {
             roles: vec![role],

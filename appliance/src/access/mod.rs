@@ -8,16 +8,23 @@
 //! Both planes ask here before they say anything about a pool or a session, so a refusal is the same
 //! whether the thing exists or not.
 
+mod audience;
 mod authority;
 mod bearer;
 mod claims;
+mod failures;
 mod grant;
+mod keys;
+mod ledger;
+mod payload;
 mod role;
 
 #[cfg(test)]
 pub mod testing;
 
+pub use audience::{Audiences, DEFAULT_AUDIENCES};
 pub use authority::Authority;
 pub use claims::{Claims, Scope};
-pub use grant::Grant;
+pub use grant::{Grant, IdentifierRule};
+pub use ledger::{ChangeError, MAX_TOKEN_TTL, TokenOrder};
 pub use role::Role;

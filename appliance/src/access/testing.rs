@@ -1,10 +1,19 @@
 //! For the tests of those who check tokens.
 
+use std::sync::Arc;
+
+use super::audience::{Audiences, DEFAULT_AUDIENCES};
 use super::{Authority, Claims, Grant};
+use crate::store::{MemoryStore, Records};
 
 /// One with a key of its own.
 pub async fn authority() -> Authority {
-    Authority::new(&Authority::new_key().unwrap()).unwrap()
+    let records = Records::new(Arc::new(MemoryStore::default()));
+    Authority::open(records, audiences()).await.unwrap()
+}
+
+pub fn audiences() -> Audiences {
+    Audiences::new(DEFAULT_AUDIENCES.map(str::to_owned))
 }
 
 /// What a token with this grant says.

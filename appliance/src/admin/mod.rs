@@ -16,7 +16,6 @@ mod tokens;
 pub mod tests;
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use http::{Method, Request, Response, StatusCode};
 use hyper::body::Incoming;
@@ -102,9 +101,10 @@ impl Admin {
                 Method::DELETE => self.end_drain().await,
                 _ => Ok(Reply::ok(self.draining().await)),
             },
-            "/tokens" => {
-                allow(&request, &[Method::POST])?;
-                self.create_token(&read_json(request).await?)
+            "/tokens" => self.token_call(request, None).await,
+            _ if path.starts_with("/tokens/") => {
+                self.token_call(request, path.strip_prefix("/tokens/"))
+                    .await
             }
             "/images" => match *allow(&request, &[Method::GET, Method::POST])? {
                 Method::POST => self.import_image(request).await,
@@ -121,6 +121,3 @@ impl Admin {
         }
     }
 }
-
-/// Longest life of a token.
-const MAX_TOKEN_TTL: Duration = Duration::from_secs(366 * 24 * 3600);

@@ -78,6 +78,17 @@ pub struct Endpoints {
 const HTTPS_PORT: u16 = 443;
 
 impl Endpoints {
+    /// Addresses of the whole appliance, which tokens may be for.
+    pub fn addresses(&self) -> impl Iterator<Item = String> {
+        let port = match self.port {
+            HTTPS_PORT => String::new(),
+            port => format!(":{port}"),
+        };
+        let domain = self.domain.as_ref();
+        let domain = domain.map(|domain| format!("https://{domain}{port}"));
+        std::iter::once(self.host.clone()).chain(domain)
+    }
+
     /// The base address of a pool's sessions: by host name if there is a domain, else by path.
     pub fn of(&self, subscription: &str, resource_group: &str, pool: &str) -> String {
         match &self.domain {

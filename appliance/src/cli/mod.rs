@@ -40,7 +40,6 @@ use crate::warden::{self, Task};
 use crate::{appliance, doctor, telemetry, worker};
 use args::{
     Cli, Command, GoldenCommand, ImageCommand, SessionCommand, SessionPoolCommand, StoreCommand,
-    TokenCommand,
 };
 
 /// Runs the command that the process was started with.
@@ -108,7 +107,7 @@ fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Image(ImageCommand::Prune(prune)) => image::prune(&prune),
         Command::Golden(GoldenCommand::Ls(list)) => golden::list(&list),
         Command::Golden(GoldenCommand::Inspect { file }) => golden::inspect(&file),
-        Command::Token(TokenCommand::Create(create)) => token::create(&create),
+        Command::Token(command) => token::run(&command),
         Command::Completion { shell } => manual::completion(shell),
         Command::Man { folder } => manual::pages(&folder),
         Command::ReleaseCgroup => warden::release_cgroup()
@@ -296,6 +295,12 @@ mod tests {
             (vec!["golden", "inspect"], "FILE"),
             (vec!["token", "create", "--ttl", "soon"], "--ttl"),
             (vec!["token", "create", "--role", "king"], "--role"),
+            (
+                vec!["token", "create", "--identifier", "abc"],
+                "--identifier",
+            ),
+            (vec!["token", "revoke"], "ID"),
+            (vec!["token", "revoke", "x"], "ID"),
             (vec!["image", "import", "ftp:x"], "oci-archive:FILE"),
             (vec!["image", "pull"], "IMAGE"),
             (

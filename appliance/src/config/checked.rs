@@ -8,8 +8,8 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::Paths;
-use super::images;
 use super::raw::RawConfig;
+use super::{access, images};
 use crate::dns_name::is_dns_name;
 use crate::images::Limits;
 use crate::images::registry::Registries;
@@ -49,6 +49,8 @@ pub struct Checked {
     pub listen: SocketAddr,
     /// Pools answer at `<pool>.<domain>` too when this is set.
     pub domain: Option<String>,
+    /// What tokens may be for, beside the appliance's own addresses.
+    pub audiences: Vec<String>,
     /// A pool with a shorter cooldown is refused.
     pub min_cooldown: Duration,
     /// From the launch of a worker until its container's port accepts.
@@ -186,6 +188,7 @@ fn check(raw: RawConfig, paths: Paths, overrides: &Overrides) -> Result<Checked,
     Ok(Checked {
         listen,
         domain: raw.domain.map(domain).transpose()?,
+        audiences: access::audiences(raw.audiences)?,
         min_cooldown: Duration::from_secs(min_cooldown.into()),
         start_timeout: Duration::from_secs(start_timeout.into()),
         orphan_limit_seconds,
@@ -409,6 +412,10 @@ mod tests {
             ("domain", "\"Example.org\""),
             ("domain", "\"a..b\""),
             ("domain", "[\n1,\n2]"),
+            ("audiences", "[]"),
+            ("audiences", "\"https://dynamicsessions.io\""),
+            ("audiences", "[\"\"]"),
+            ("audiences", "[\"a b\"]"),
             ("min_cooldown_seconds", "0"),
             ("min_cooldown_seconds", "\"300\""),
             ("min_cooldown_seconds", "-1"),

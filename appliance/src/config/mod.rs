@@ -4,6 +4,7 @@
 //! warden reads the file once and hands the checked values to the appliance process, so that both
 //! always mean the same.
 
+mod access;
 mod checked;
 mod images;
 mod paths;

@@ -92,7 +92,7 @@ impl Front {
                 }
             },
         )?;
-        let claims = self.authority.check(request.headers()).await?;
+        let claims = self.authority.admit(request.headers(), peer).await?;
         let host = authority_of(&request)?;
         let slash = PathAndQuery::from_static("/");
         let target = request.uri().path_and_query().unwrap_or(&slash);

@@ -39,9 +39,13 @@ pub enum Code {
     /// Something is wrong with an image; the image service has its own words.
     Image(ImageErrorCode),
     Unauthorized,
+    /// From this address came too many tokens that were no good.
+    TooManyFailedAttempts,
     Forbidden,
     ResourceNotFound,
     SessionPoolNotFound,
+    /// There is no record of an issued token with this id.
+    TokenNotFound,
     MethodNotAllowed,
     SessionPoolNameInUse,
     PreconditionFailed,
@@ -63,7 +67,7 @@ pub enum Code {
 
 impl Code {
     /// Every code.
-    pub const ALL: [Self; 39] = [
+    pub const ALL: [Self; 41] = [
         Self::SessionRequestValidationFailed,
         Self::SessionRequestNotSupported,
         Self::SessionWithIdentifierNotFound,
@@ -88,6 +92,8 @@ impl Code {
         Self::Forbidden,
         Self::ResourceNotFound,
         Self::SessionPoolNotFound,
+        Self::TokenNotFound,
+        Self::TooManyFailedAttempts,
         Self::MethodNotAllowed,
         Self::SessionPoolNameInUse,
         Self::PreconditionFailed,
@@ -122,6 +128,8 @@ impl Code {
             Self::Forbidden => "Forbidden",
             Self::ResourceNotFound => "ResourceNotFound",
             Self::SessionPoolNotFound => "SessionPoolNotFound",
+            Self::TokenNotFound => "TokenNotFound",
+            Self::TooManyFailedAttempts => "TooManyFailedAttempts",
             Self::MethodNotAllowed => "MethodNotAllowed",
             Self::SessionPoolNameInUse => "SessionPoolNameInUse",
             Self::PreconditionFailed => "PreconditionFailed",
@@ -155,14 +163,16 @@ impl Code {
             Self::Image(code) => image_status(code),
             Self::Unauthorized => StatusCode::UNAUTHORIZED,
             Self::Forbidden => StatusCode::FORBIDDEN,
-            Self::ResourceNotFound | Self::SessionPoolNotFound => StatusCode::NOT_FOUND,
+            Self::ResourceNotFound | Self::SessionPoolNotFound | Self::TokenNotFound => {
+                StatusCode::NOT_FOUND
+            }
             Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
             Self::SessionPoolNameInUse => StatusCode::CONFLICT,
             Self::PreconditionFailed => StatusCode::PRECONDITION_FAILED,
             Self::PayloadTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
-            Self::MaxConcurrentSessionsReached | Self::TooManyOperations => {
-                StatusCode::TOO_MANY_REQUESTS
-            }
+            Self::MaxConcurrentSessionsReached
+            | Self::TooManyOperations
+            | Self::TooManyFailedAttempts => StatusCode::TOO_MANY_REQUESTS,
             Self::InternalError | Self::SessionPoolGoldenFailed => {
                 StatusCode::INTERNAL_SERVER_ERROR
             }

@@ -14,8 +14,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::schema::{
-    self, OperationRecord, PoolRecord, SchemaError, SessionRecord, Use, VERSION, operation_key,
-    session_key,
+    self, OperationRecord, PoolRecord, SchemaError, SessionRecord, TokenRecord, Use, VERSION,
+    operation_key, session_key,
 };
 use super::{Change, Store, StoreError, Table};
 
@@ -78,7 +78,7 @@ pub fn export(store: &dyn Store, with_keys: bool) -> Result<(String, Tally), Sto
     let mut lines = Vec::new();
     let tables = Table::ALL
         .into_iter()
-        .filter(|table| (with_keys || *table != Table::Keys) && table.travels());
+        .filter(|table| (with_keys || !table.goes_with_keys()) && table.travels());
     for table in tables {
         for (key, value) in store.scan(table, b"")? {
             let (version, record) =
@@ -123,10 +123,10 @@ fn written(records: Vec<(Table, Vec<u8>, u32, Value)>, keys: bool) -> (String, T
 }
 
 /// Puts every record of an export into the store, or none. A store that holds records of its own is
-/// left alone, unless it is to be replaced. Keys stay when the export has none, so that tokens stay good.
+/// left alone, unless it is to be replaced. Keys stay when the export has none, so that tokens stay good or revoked.
 pub fn import(store: &dyn Store, text: &str, replace: bool) -> Result<Tally, ImportError> {
     let (header, rows) = parsed(text)?;
-    let overwritten = |table: &Table| header.keys || *table != Table::Keys;
+    let overwritten = |table: &Table| header.keys || !table.goes_with_keys();
     let mut changes = Vec::new();
     let mut held = Vec::new();
     for table in Table::ALL.into_iter().filter(overwritten) {
@@ -177,8 +177,10 @@ fn parsed(text: &str) -> Result<(Header, ParsedRows), ImportError> {
             .into_iter()
             .find(|table| table.name() == line.table)
             .ok_or(rule("names a table that this build does not know"))?;
-        if table == Table::Keys && !header.keys {
-            return Err(rule("is a key, and the header says that there are none"));
+        if table.goes_with_keys() && !header.keys {
+            return Err(rule(
+                "is a key or a token, and the header says that there are none",
+            ));
         }
         let value = schema::sealed(line.version, &line.record);
         let key = key_of(table, &value).map_err(|source| ImportError::Record {
@@ -216,6 +218,10 @@ fn key_of(table: Table, value: &[u8]) -> Result<Option<Vec<u8>>, SchemaError> {
         Table::Sessions => {
             let session: SessionRecord = read(value)?;
             Some(session_key(&session.pool, &session.identifier))
+        }
+        Table::Tokens => {
+            let token: TokenRecord = read(value)?;
+            Some(token.id.to_string().into_bytes())
         }
         Table::Keys => read::<Vec<u8>>(value).map(|_| None)?,
         Table::Uses => read::<Use>(value).map(|_| None)?,

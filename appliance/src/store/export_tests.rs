@@ -116,6 +116,45 @@ fn keys_are_exported_only_when_asked_for_and_stay_when_the_export_has_none() {
     assert_eq!(key, Some(own));
 }
 
+/// An older record of tokens would make those good again that were revoked since.
+#[test]
+fn records_of_tokens_travel_with_the_keys_alone() {
+    let issued = |revoked_at| TokenRecord {
+        id: uuid::Uuid::from_u128(5),
+        label: Some("ci".into()),
+        grant: crate::access::Grant {
+            identifiers: vec!["user-1".parse().unwrap()],
+            ..crate::access::Grant::of(crate::access::Role::SessionExecutor)
+        },
+        key: "k".into(),
+        made_at: 1,
+        expires_at: 2,
+        revoked_at,
+    };
+    let key = b"00000000-0000-0000-0000-000000000005";
+    let store = filled();
+    put(&store, Table::Tokens, key, schema::encode(&issued(None)));
+    let (without, _) = export(&store, false).unwrap();
+    assert!(
+        !without.contains("user-1") && !without.contains("tokens"),
+        "{without}"
+    );
+    let (with, tally) = export(&store, true).unwrap();
+    assert_eq!(tally["tokens"], 1);
+
+    put(&store, Table::Tokens, key, schema::encode(&issued(Some(2))));
+    let revoked = everything(&store);
+    import(&store, &without, true).unwrap();
+    assert_eq!(everything(&store), revoked);
+    import(&store, &with, true).unwrap();
+    let row = store.get(Table::Tokens, key).unwrap().unwrap();
+    assert_eq!(schema::decode::<TokenRecord>(&row).unwrap(), issued(None));
+    let smuggled = without.replacen("\"records\":4", "\"records\":5", 1)
+        + with.lines().find(|line| line.contains("tokens")).unwrap();
+    let error = import(&store, &smuggled, true).unwrap_err().to_string();
+    assert!(error.contains("a key or a token"), "{error}");
+}
+
 #[test]
 fn store_that_holds_records_is_left_alone_unless_it_is_to_be_replaced() {
     let (text, _) = export(&filled(), true).unwrap();

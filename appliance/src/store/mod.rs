@@ -35,7 +35,7 @@ pub use salvage::pools as salvage_pools;
 pub use schema::{
     DEFAULT_DISK_MIB, EnvVar, Lifecycle, OperationEnd, OperationFailure, OperationKind,
     OperationRecord, PoolRecord, PoolSecret, RegistryLogin, SchemaError, SealedText, SessionRecord,
-    SlotNote, Use, decode, encode,
+    SlotNote, TokenRecord, Use, decode, encode,
 };
 pub use sled::SledStore;
 
@@ -57,6 +57,8 @@ pub enum Table {
     Uses = 5,
     /// Id → a change of a pool that a caller may ask about.
     Operations = 6,
+    /// Id of a token that this appliance has issued → what it is good for; never the token. Goes with the keys.
+    Tokens = 7,
 }
 
 /// What a change outlives once it was answered.
@@ -69,13 +71,14 @@ pub enum Outlives {
 }
 
 impl Table {
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::Pools,
         Self::Sessions,
         Self::Keys,
         Self::Serving,
         Self::Uses,
         Self::Operations,
+        Self::Tokens,
     ];
 
     /// Whether its records go with a store that is exported. When sessions were used matters to their workers alone, and
@@ -89,7 +92,9 @@ impl Table {
     pub const fn outlives(self) -> Outlives {
         match self {
             Self::Sessions | Self::Uses => Outlives::Process,
-            Self::Pools | Self::Keys | Self::Serving | Self::Operations => Outlives::PowerCut,
+            Self::Pools | Self::Keys | Self::Serving | Self::Operations | Self::Tokens => {
+                Outlives::PowerCut
+            }
         }
     }
 
@@ -102,7 +107,14 @@ impl Table {
             Self::Serving => "serving",
             Self::Uses => "uses",
             Self::Operations => "operations",
+            Self::Tokens => "tokens",
         }
+    }
+
+    /// What travels with the appliance's own keys only. To bring back an older record of tokens, and not the keys
+    /// that they were signed with, would make revoked ones good again.
+    const fn goes_with_keys(self) -> bool {
+        matches!(self, Self::Keys | Self::Tokens)
     }
 }
 

@@ -8,10 +8,15 @@ use serde::de::DeserializeOwned;
 use uuid::Uuid;
 
 use super::schema::{
-    self, OperationRecord, PoolRecord, SessionRecord, Use, operation_key, session_key,
+    self, OperationRecord, PoolRecord, SessionRecord, TokenRecord, Use, operation_key, session_key,
 };
 use super::{Change, Store, StoreError, Table};
 use crate::pool::{Identifier, PoolName};
+
+/// Where the ledger of tokens has its keys.
+const SIGNING_KEYS: &str = "token-signing-keys";
+/// Where builds that knew one key only had it.
+const UNNAMED_SIGNING_KEY: &str = "token-signing";
 
 /// The records of this appliance. Cheap to clone.
 #[derive(Clone)]
@@ -165,6 +170,72 @@ impl Records {
         .await
     }
 
+    /// The keys that tokens are signed with, as the ledger writes them.
+    pub async fn signing_keys(&self) -> Result<Option<Vec<u8>>, StoreError> {
+        self.key(SIGNING_KEYS).await
+    }
+
+    /// The one key that a build signed with that knew no others.
+    pub async fn unnamed_signing_key(&self) -> Result<Option<Vec<u8>>, StoreError> {
+        self.key(UNNAMED_SIGNING_KEY).await
+    }
+
+    /// Writes the keys, and with them the records of tokens that change. `unnamed` says whether the key of an older
+    /// build is still in use: if not, that build must not find it either.
+    pub async fn put_signing_keys(
+        &self,
+        keys: Vec<u8>,
+        unnamed: bool,
+        tokens: Vec<TokenRecord>,
+    ) -> Result<(), StoreError> {
+        let mut changes = vec![Change::Put {
+            table: Table::Keys,
+            key: SIGNING_KEYS.into(),
+            value: schema::encode(&keys),
+        }];
+        if !unnamed {
+            changes.push(Change::Remove {
+                table: Table::Keys,
+                key: UNNAMED_SIGNING_KEY.into(),
+            });
+        }
+        changes.extend(tokens.iter().map(|token| Change::Put {
+            table: Table::Tokens,
+            key: token_key(token.id),
+            value: schema::encode(token),
+        }));
+        self.blocking(move |store| store.apply(&changes)).await
+    }
+
+    /// Every token that was issued and not forgotten.
+    pub async fn tokens(&self) -> Result<Vec<TokenRecord>, StoreError> {
+        self.all(Table::Tokens).await
+    }
+
+    /// Writes what is known of a token.
+    pub async fn put_token(&self, token: TokenRecord) -> Result<(), StoreError> {
+        self.put(Table::Tokens, token_key(token.id), &token).await
+    }
+
+    /// Forgets tokens.
+    pub async fn remove_tokens(&self, ids: Vec<Uuid>) -> Result<(), StoreError> {
+        let remove = |id| Change::Remove {
+            table: Table::Tokens,
+            key: token_key(id),
+        };
+        let changes: Vec<_> = ids.into_iter().map(remove).collect();
+        self.blocking(move |store| store.apply(&changes)).await
+    }
+
+    async fn key(&self, name: &'static str) -> Result<Option<Vec<u8>>, StoreError> {
+        self.blocking(move |store| {
+            let row = store.get(Table::Keys, name.as_bytes())?;
+            row.map(|row| read(Table::Keys, name.as_bytes(), &row))
+                .transpose()
+        })
+        .await
+    }
+
     async fn all<T: DeserializeOwned + Send + 'static>(
         &self,
         table: Table,
@@ -205,6 +276,10 @@ impl Records {
             .await
             .unwrap_or(Err(StoreError::Stopping))
     }
+}
+
+fn token_key(token: Uuid) -> Vec<u8> {
+    token.to_string().into_bytes()
 }
 
 /// Text, as all keys are.

@@ -8,6 +8,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use crate::access::Grant;
 use crate::pool::probe::Probes;
 use crate::pool::{Identifier, PoolName};
 use crate::worker::spec::ForkPoint;
@@ -285,6 +286,25 @@ pub struct SessionRecord {
     #[serde(with = "uuid_text")]
     pub revision: Uuid,
     pub created_at_ms: u64,
+}
+
+/// A token that this appliance has issued. The token itself is nowhere.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct TokenRecord {
+    #[serde(with = "uuid_text")]
+    pub id: Uuid,
+    /// What its maker calls it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub label: Option<String>,
+    pub grant: Grant,
+    /// The id of the key that has signed it.
+    pub key: String,
+    /// Seconds since the Unix epoch, as in tokens.
+    pub made_at: u64,
+    pub expires_at: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub revoked_at: Option<u64>,
 }
 
 /// When a session was last used.

@@ -18,7 +18,7 @@ use tokio::net::UnixStream;
 use tokio::sync::watch;
 
 use super::*;
-use crate::access::{Role, Scope};
+use crate::access::{MAX_TOKEN_TTL, Role, Scope};
 use crate::arm::call::MAX_JSON_BYTES;
 use crate::front::refusal::Code;
 use crate::images::ImageErrorCode;
@@ -586,12 +586,118 @@ async fn token_is_made_for_pools_that_exist() {
         (json!({ "pools": "alpha" }), "pools", 400),
         (json!({ "pools": ["beta"] }), "pools", 404),
         (json!({ "pools": [7] }), "pools", 404),
+        (
+            json!({ "role": "reader", "roles": ["reader"] }),
+            "roles",
+            400,
+        ),
+        (json!({ "roles": ["reader", "king"] }), "roles", 400),
+        (json!({ "resourceGroups": [""] }), "resourceGroups", 400),
+        (json!({ "subscriptions": "s" }), "subscriptions", 400),
+        (json!({ "label": "a\nb" }), "label", 400),
+        (json!({ "identifers": ["user-1"] }), "identifers", 400),
+        (
+            json!({ "identifiers": ["user-1", "x y"] }),
+            "identifiers",
+            400,
+        ),
+        (
+            json!({ "role": "reader", "identifiers": ["user-1"] }),
+            "identifiers",
+            400,
+        ),
     ] {
         let (found, answer) = office.call("POST", "/tokens", ask.to_string()).await;
         assert_eq!(
             (found, &answer["error"]["target"]),
             (status, &json!(target)),
             "{ask}: {answer}"
+        );
+        assert!(!answer.to_string().contains("user-1"), "{answer}");
+    }
+}
+
+#[tokio::test]
+async fn token_is_listed_without_itself_and_revoked_by_its_id() {
+    let office = Office::open().await;
+    let ask = json!({
+        "roles": ["reader", "session-executor"], "resourceGroups": ["rg"], "subscriptions": ["s"],
+        "identifiers": ["user-1", "team-*"], "label": "night build",
+    });
+    let (status, made) = office.call("POST", "/tokens", ask.to_string()).await;
+    assert_eq!(status, 200, "{made}");
+    // Who may make pools may be given names to come.
+    let ask = json!({ "role": "Container Apps SessionPools Contributor", "pools": ["later"] });
+    assert_eq!(office.call("POST", "/tokens", ask.to_string()).await.0, 200);
+    let token = made["token"].as_str().unwrap();
+    let (_, listed) = office.call("GET", "/tokens", "").await;
+    assert_eq!(listed["value"].as_array().unwrap().len(), 2);
+    assert!(
+        !listed
+            .to_string()
+            .contains(token.rsplit('.').next().unwrap())
+    );
+    let path = format!("/tokens/{}", made["id"].as_str().unwrap());
+    let (_, mut shown) = office.call("GET", &path, "").await;
+    assert_eq!(shown["expiresAt"], made["expiresAt"]);
+    for varies in ["createdAt", "expiresAt", "keyId"] {
+        assert!(shown[varies].take().is_string(), "{varies}");
+    }
+    let expected = json!({
+        "id": made["id"], "label": "night build", "roles": ["session-executor", "reader"],
+        "subscriptions": ["s"], "resourceGroups": ["rg"], "pools": [],
+        "identifiers": ["user-1", "team-*"], "keyId": null, "createdAt": null, "expiresAt": null,
+        "revokedAt": null,
+    });
+    assert_eq!(shown, expected);
+
+    let (status, revoked) = office.call("DELETE", &path, "").await;
+    assert_eq!((status, revoked["revokedAt"].is_string()), (200, true));
+    let headers = [(
+        header::AUTHORIZATION,
+        format!("Bearer {token}").parse().unwrap(),
+    )];
+    let headers = headers.into_iter().collect();
+    let refused = office.authority.check(&headers).await.unwrap_err();
+    assert_eq!(refused.message, "The token was revoked");
+    let absent = "/tokens/00000000-0000-0000-0000-000000000000";
+    for (method, path, code) in [
+        ("GET", absent, "TokenNotFound"),
+        ("DELETE", absent, "TokenNotFound"),
+        ("GET", "/tokens/x", "ResourceNotFound"),
+        ("GET", "/tokens/rotate", "MethodNotAllowed"),
+        ("DELETE", "/tokens", "MethodNotAllowed"),
+    ] {
+        let (_, answer) = office.call(method, path, "").await;
+        assert_eq!(answer["error"]["code"], code, "{method} {path}");
+    }
+}
+
+#[tokio::test]
+async fn key_is_rotated_and_with_the_old_ones_their_tokens_can_go() {
+    let office = Office::open().await;
+    office.call("POST", "/tokens", "{}").await;
+    let (status, rotated) = office.call("POST", "/tokens/rotate", "{}").await;
+    assert_eq!(status, 200, "{rotated}");
+    assert_eq!(
+        (&rotated["olderKeys"], &rotated["revokedTokens"]),
+        (&json!(1), &json!(0))
+    );
+    let (_, again) = office
+        .call("POST", "/tokens/rotate", r#"{"revokeOld":true}"#)
+        .await;
+    assert_eq!(
+        (&again["olderKeys"], &again["revokedTokens"]),
+        (&json!(0), &json!(1))
+    );
+    assert_ne!(rotated["keyId"], again["keyId"]);
+    let (_, listed) = office.call("GET", "/tokens", "").await;
+    assert!(listed["value"][0]["revokedAt"].is_string());
+    for bad in [r#"{"revokeOld":"yes"}"#, r#"{"revoke":true}"#, "[]"] {
+        assert_eq!(
+            office.call("POST", "/tokens/rotate", bad).await.0,
+            400,
+            "{bad}"
         );
     }
 }

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, Parser, Subcommand};
 
 use super::source::Source;
 use super::values;
@@ -13,6 +13,7 @@ mod images;
 mod pools;
 mod registry;
 mod sessions;
+mod tokens;
 
 pub use appliance::{Appliance, Connection, Format, Group, Groups, Output};
 pub use bench::{BenchCommand, BenchDistinct, BenchFork, BenchImage};
@@ -23,6 +24,7 @@ pub use pools::{
 };
 pub use registry::RegistryFlags;
 pub use sessions::{ExecSession, OneSession, SessionCommand, SessionLogs, SessionTarget};
+pub use tokens::{CreateToken, ListTokens, OneToken, RevokeToken, RotateKey, TokenCommand};
 
 /// A pool of hardware-isolated sessions on one Linux host.
 #[derive(Debug, Parser)]
@@ -72,7 +74,7 @@ pub enum Command {
     /// Look at the snapshots that sessions are forked from
     #[command(subcommand)]
     Golden(GoldenCommand),
-    /// Make bearer tokens
+    /// Make, list and revoke bearer tokens, and change the key that signs them
     #[command(subcommand)]
     Token(TokenCommand),
     /// Save what the appliance keeps, and bring it back
@@ -238,37 +240,6 @@ pub struct ListGoldens {
     pub connection: Connection,
     #[command(flatten)]
     pub output: Output,
-}
-
-#[derive(Debug, Subcommand)]
-pub enum TokenCommand {
-    /// Print a new token and nothing else
-    Create(CreateToken),
-}
-
-#[derive(Debug, Args)]
-#[command(after_help = "Examples:
-  cabana token create --pool demo --ttl 8h
-  TOKEN=$(cabana token create)")]
-pub struct CreateToken {
-    /// Only good for this pool; may be repeated. Without it: for every pool
-    #[arg(long = "pool", value_name = "NAME")]
-    pub pools: Vec<String>,
-    /// How long it is good for: a number with s, m, h or d
-    #[arg(long, default_value = "1h", value_parser = values::duration_seconds)]
-    pub ttl: u64,
-    #[arg(long, value_enum, default_value_t = Role::SessionExecutor)]
-    pub role: Role,
-    #[command(flatten)]
-    pub connection: Connection,
-    #[command(flatten)]
-    pub output: Output,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Role {
-    /// May send requests to sessions
-    SessionExecutor,
 }
 
 #[derive(Debug, Subcommand)]

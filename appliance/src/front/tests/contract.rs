@@ -134,6 +134,30 @@ async fn token_bound_to_groups_does_not_tell_of_pools_in_others() {
 }
 
 #[tokio::test]
+async fn many_bad_tokens_from_an_address_do_not_lock_a_good_one_out() {
+    let door = Door::with(number).await;
+    let bad = || {
+        let mut request = door.request("GET", "/?identifier=user-1", empty());
+        let value = "Bearer nonsense".parse().unwrap();
+        request.headers_mut().insert(header::AUTHORIZATION, value);
+        request
+    };
+    let mut sender = door.http1().await;
+    // One is forgiven each second, so this ends, however slow the machine.
+    let limited = loop {
+        let got = Got::read(in_time(sender.send_request(bad())).await.unwrap()).await;
+        if got.status != StatusCode::UNAUTHORIZED {
+            break got;
+        }
+    };
+    assert_eq!(limited.code(), "429 TooManyFailedAttempts");
+    assert_eq!(limited.headers[header::RETRY_AFTER], "1");
+    // A new connection of the neighbour behind the same address.
+    let good = door.get("/?identifier=user-1").await;
+    assert_eq!(good.status, StatusCode::OK);
+}
+
+#[tokio::test]
 async fn bad_addresses_and_identifiers_are_named() {
     let door = Door::with(number).await;
     for (uri, expected) in [
