@@ -37,7 +37,7 @@ use clap::{CommandFactory as _, Parser as _};
 use crate::config::{self, Overrides};
 use crate::exit::{Exit, Failure};
 use crate::warden::{self, Task};
-use crate::{appliance, doctor, telemetry, worker};
+use crate::{appliance, doctor, openapi, telemetry, worker};
 use args::{
     Cli, Command, GoldenCommand, ImageCommand, SessionCommand, SessionPoolCommand, StoreCommand,
 };
@@ -108,6 +108,7 @@ fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Golden(GoldenCommand::Ls(list)) => golden::list(&list),
         Command::Golden(GoldenCommand::Inspect { file }) => golden::inspect(&file),
         Command::Token(command) => token::run(&command),
+        Command::OpenApi => output::write(openapi::document()).map(|()| Exit::Ok),
         Command::Completion { shell } => manual::completion(shell),
         Command::Man { folder } => manual::pages(&folder),
         Command::ReleaseCgroup => warden::release_cgroup()

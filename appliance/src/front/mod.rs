@@ -33,7 +33,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use http::uri::PathAndQuery;
-use http::{HeaderMap, Request, Response, Version, header};
+use http::{HeaderMap, Method, Request, Response, Version, header};
 use hyper::body::Incoming;
 
 use answer::{AnswerBody, RequestLog};
@@ -44,6 +44,7 @@ use refusal::{Code, OPERATION_ID_HEADER, Refusal};
 use crate::access::{Authority, Role};
 use crate::arm::call::Reply as ArmReply;
 use crate::arm::{self, Arm};
+use crate::openapi;
 use crate::pool::Pools;
 
 /// Longest `operation-id` of a client that is repeated in the answer.
@@ -96,6 +97,14 @@ impl Front {
         let host = authority_of(&request)?;
         let slash = PathAndQuery::from_static("/");
         let target = request.uri().path_and_query().unwrap_or(&slash);
+        if route::is_document(
+            host_name(&host),
+            request.uri().path(),
+            self.domain.as_deref(),
+        ) {
+            arm::call::allow(&request, &[Method::GET])?;
+            return Ok(Cleared::Resource(ArmReply::ok(openapi::value().clone())));
+        }
         if route::is_resource(
             host_name(&host),
             request.uri().path(),

@@ -103,9 +103,22 @@ pub fn route(host: &str, target: &PathAndQuery, domain: Option<&str>) -> Result<
     })
 }
 
-/// Whether the path is of a resource, and the host no pool's own: there all paths are the container's.
+/// Where the description of all calls is.
+const DOCUMENT: &str = "/openapi.json";
+
+/// Whether the description of all calls is meant.
+pub fn is_document(host: &str, path: &str, domain: Option<&str>) -> bool {
+    path == DOCUMENT && !is_of_a_pool(host, domain)
+}
+
+/// There all paths are the container's.
+fn is_of_a_pool(host: &str, domain: Option<&str>) -> bool {
+    domain.and_then(|domain| label_of(host, domain)).is_some()
+}
+
+/// Whether the path is of a resource, and the host no pool's own.
 pub fn is_resource(host: &str, path: &str, domain: Option<&str>) -> bool {
-    if domain.and_then(|domain| label_of(host, domain)).is_some() {
+    if is_of_a_pool(host, domain) {
         return false;
     }
     let is = |segment: Option<&str>, word: &str| {

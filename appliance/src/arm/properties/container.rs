@@ -10,6 +10,7 @@ use super::{Rules, Shape, probes, secrets};
 use crate::admin::ImageSummary;
 use crate::arm::resource;
 use crate::front::refusal::Refusal;
+use crate::openapi::schema::{Described, integer, list, nullable, number, object, text};
 use crate::pool::container::{self, SpecError};
 use crate::pool::probe::Probes;
 use crate::store::{DEFAULT_DISK_MIB, EnvVar, PoolRecord, PoolSecret};
@@ -161,6 +162,75 @@ fn amount(
         );
         wrong(&path, &expected, &text.into())
     })
+}
+
+/// For the OpenAPI document.
+pub fn schema() -> Described {
+    let amount = |about: &str, default: u32| {
+        let amount = text(about).pattern(Some(r"^[0-9]+(\.[0-9]+)?[GM]i$"));
+        nullable(amount.default(Some(resource::memory(default).into())))
+    };
+    let step = f64::from(CPU_STEP_MILLIS) / 1000.0;
+    let cpu = number("CPUs per session; up to the host's")
+        .minimum(Some(step))
+        .multiple_of(Some(step))
+        .default(Some(DEFAULT_CPU.into()));
+    let resources = object("What a session has")
+        .property("cpu", nullable(cpu))
+        .property(
+            "memory",
+            amount("From 0.5Gi up to the host's", DEFAULT_MEM_MIB),
+        )
+        .property(
+            "ephemeralStorage",
+            amount(
+                "What the writable layer may grow to: 1Gi to 1024Gi",
+                DEFAULT_DISK_MIB,
+            ),
+        );
+    let variable = object("A variable, with a value or that of a secret")
+        .property("name", text("Without =").min_length(Some(1)))
+        .required("name")
+        .property("value", nullable(text("Its value")))
+        .property("secretRef", nullable(text("The name of a secret")));
+    let words = |about| nullable(list(about, text("A word")));
+    let container = object("What runs in a session")
+        .property(
+            "image",
+            text("A name in a registry, or name or digest of an image here").min_length(Some(1)),
+        )
+        .required("image")
+        .property(
+            "imageDigest",
+            nullable(text(
+                "What the name means; sent back beside the same name it keeps that",
+            )),
+        )
+        .property(
+            "name",
+            nullable(text("What it is called; the pool's name by default")),
+        )
+        .property("command", words("Replaces the image's entrypoint"))
+        .property("args", words("Replaces the image's command"))
+        .property("env", nullable(list("The environment", variable)))
+        .property("resources", nullable(resources))
+        .property("probes", nullable(probes::schema()));
+    let port = integer("Where the container serves HTTP", 1..=u64::from(u16::MAX));
+    object("What a session is made of")
+        .property(
+            "containers",
+            list("One", container).min_items(Some(1)).max_items(Some(1)),
+        )
+        .required("containers")
+        .property(
+            "ingress",
+            object("")
+                .property("targetPort", port)
+                .required("targetPort"),
+        )
+        .required("ingress")
+        .property("registryCredentials", nullable(secrets::login_schema()))
+        .into()
 }
 
 pub fn render(pool: &PoolRecord, shape: &Shape) -> Value {

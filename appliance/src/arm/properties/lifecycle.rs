@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use super::raw::{Raw, dotted, invalid, wrong};
 use super::{Rules, Shape};
 use crate::front::refusal::Refusal;
+use crate::openapi::schema::{Described, integer, nullable, object, word};
 use crate::store::{Lifecycle, PoolRecord};
 
 /// What the cloud service allows at most.
@@ -97,6 +98,31 @@ fn of_the_other(path: &str, other: &str, own: &str, instead: &str) -> Refusal {
         dotted(path)
     );
     invalid(path, message)
+}
+
+/// For the OpenAPI document. The bounds of the cooldown are those without a configuration.
+pub fn schema() -> Described {
+    let kind = || word("When a session ends by itself", &[TIMED, ON_CONTAINER_EXIT]);
+    let cooldown = || {
+        let range = DEFAULT_COOLDOWN_SECONDS..=MAX_COOLDOWN_SECONDS;
+        integer("Timed: after so many seconds without a request", range)
+    };
+    let longest = || {
+        integer(
+            "OnContainerExit: after so many seconds at the latest",
+            MAX_ALIVE_SECONDS,
+        )
+    };
+    let nested = object("From 2025-01-01 on")
+        .property(TYPE, nullable(kind()))
+        .property(COOLDOWN, nullable(cooldown()))
+        .property(MAX_ALIVE, nullable(longest()));
+    object("When sessions end by themselves; nested, or flat as up to 2024-10-02-preview")
+        .property(NESTED, nullable(nested))
+        .property(FLAT_TYPE, nullable(kind()))
+        .property(COOLDOWN, nullable(cooldown()))
+        .property(MAX_ALIVE, nullable(longest()))
+        .into()
 }
 
 pub fn render(pool: &PoolRecord, shape: &Shape) -> Value {

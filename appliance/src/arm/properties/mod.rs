@@ -17,6 +17,7 @@ use super::path::{self, Target};
 use super::version::Shape;
 use crate::admin::{ImageSummary, PullOrder};
 use crate::front::refusal::{Code, Refusal};
+use crate::openapi::schema::{Described, count, map, moment, nullable, object, text, word};
 use crate::pool::{POOL_NAME_RULE, PoolName, unix_millis};
 use crate::store::PoolRecord;
 use crate::vault::Vault;
@@ -232,6 +233,94 @@ pub fn render(pool: &PoolRecord, shape: &Shape) -> Value {
         properties["mcpServerSettings"] = json!({ "isMcpServerEnabled": false });
     }
     body
+}
+
+/// For the OpenAPI document: a pool as it is answered, and as it is asked for.
+pub fn schema() -> Described {
+    let read_only = |about: &str| text(about).read_only(true);
+    let points = [ForkPoint::BeforeStart, ForkPoint::AfterReady].map(|point| point.to_string());
+    let points: Vec<&str> = points.iter().map(String::as_str).collect();
+    let only = |about: &str, words: &[&str]| nullable(word(about, words));
+    let counts = ["ready", "pending", "allocated", "draining", "failed"];
+    let counts = counts.into_iter().fold(
+        object("What the pool holds now; our own").read_only(true),
+        |counts, name| counts.property(name, count("Of these")),
+    );
+    let network = object("What sessions may reach")
+        .property("status", only("Nothing, so far", &["EgressDisabled"]));
+    let properties = object("What the pool is")
+        .property("customContainerTemplate", container::schema())
+        .required("customContainerTemplate")
+        .property("scaleConfiguration", nullable(scale::schema()))
+        .property("dynamicPoolConfiguration", nullable(lifecycle::schema()))
+        .property("secrets", nullable(secrets::schema()))
+        .property(
+            "containerType",
+            only("What kind of pool", &["CustomContainer"]),
+        )
+        .property(
+            "poolManagementType",
+            only("How it is managed", &["Dynamic"]),
+        )
+        .property("sessionNetworkConfiguration", nullable(network))
+        .property(
+            "environmentId",
+            nullable(text("The id of a managed environment; any will do")),
+        )
+        .property(
+            "forkPoint",
+            only(
+                "When the snapshot is taken that sessions are forked from; our own",
+                &points,
+            ),
+        )
+        .property(
+            "managedIdentitySettings",
+            nullable(
+                crate::openapi::schema::list("Not supported: empty", object("")).max_items(Some(0)),
+            ),
+        )
+        .property("mcpServerSettings", nullable(object("Not supported: off")))
+        .property("nodeCount", count("Hosts"))
+        .property(
+            "poolManagementEndpoint",
+            read_only("Where its sessions are reached"),
+        )
+        .property(
+            "provisioningState",
+            read_only("InProgress, Succeeded or Deleting"),
+        )
+        .property("sessionCounts", counts)
+        .property(
+            "templateUpdateStatus",
+            object("How far a change is").read_only(true),
+        );
+    let system = object("When it was made and changed")
+        .read_only(true)
+        .property("createdAt", moment("When it was made"))
+        .property("lastModifiedAt", moment("When it was last changed"));
+    object("A pool")
+        .property("id", read_only("Its address"))
+        .property("name", read_only("Its name"))
+        .property("type", read_only("Microsoft.App/sessionPools"))
+        .property(
+            "location",
+            nullable(text("Any; cannot be changed").default(Some(DEFAULT_LOCATION.into()))),
+        )
+        .property("tags", nullable(map("The caller's own", text("A value"))))
+        .property("identity", nullable(object("Not supported: type None")))
+        .property("properties", properties)
+        .required("properties")
+        .property("systemData", system)
+        .into()
+}
+
+/// For the OpenAPI document: a patch of a pool.
+pub fn update_schema() -> Described {
+    object("What is to change of a pool: a JSON merge patch of it. Lists are replaced whole, null is the default")
+        .property("tags", nullable(map("The caller's own", nullable(text("A value")))))
+        .property("properties", nullable(object("As in SessionPool, each of them optional")))
+        .into()
 }
 
 /// The part of a pool that its slots are made of, as the resource has it.

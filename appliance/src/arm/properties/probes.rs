@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 
 use super::raw::{Raw, dotted, invalid, missing, unsupported, wrong};
 use crate::front::refusal::Refusal;
+use crate::openapi::schema::{Described, integer, list, nullable, object, text, word};
 use crate::pool::probe::{Check, Probe, Probes, Scheme};
 
 /// The cloud service says 1 to 60, and means 0 by nothing.
@@ -192,6 +193,80 @@ fn headers(raw: &Raw<'_>, path: &str) -> Result<Vec<(String, String)>, Refusal> 
     };
     let items = raw.items(path, "a list of {name, value}")?;
     items.iter().map(header).collect()
+}
+
+/// For the OpenAPI document.
+pub fn schema() -> Described {
+    let wide = |range: RangeInclusive<u32>| u64::from(*range.start())..=u64::from(*range.end());
+    let number = |about, range, default: u32| {
+        nullable(integer(about, wide(range)).default(Some(default.into())))
+    };
+    let port = || integer("The container's", 1..=u64::from(u16::MAX));
+    let header = object("A header")
+        .property("name", text("Its name"))
+        .required("name")
+        .property("value", text("Its value"))
+        .required("value");
+    let http = object("GET; a status from 200 to 399 is good")
+        .property("port", port())
+        .required("port")
+        .property(
+            "path",
+            nullable(text("Begins with a slash").default(Some("/".into()))),
+        )
+        .property("host", nullable(text("The Host header")))
+        .property(
+            "scheme",
+            nullable(word("The certificate is not verified", &["HTTP", "HTTPS"])),
+        )
+        .property("httpHeaders", nullable(list("Sent along", header)));
+    let tcp = object("A connection that is accepted is good")
+        .property("port", port())
+        .required("port");
+    let probe = object("What the container is asked, in the words of Kubernetes")
+        .property("type", word("Each at most once", &[LIVENESS, STARTUP]))
+        .required("type")
+        .property("httpGet", nullable(http))
+        .property("tcpSocket", nullable(tcp))
+        .property(
+            "initialDelaySeconds",
+            number("Before the first", INITIAL_DELAY_SECONDS, 0),
+        )
+        .property(
+            "periodSeconds",
+            number(
+                "From one to the next",
+                PERIOD_SECONDS,
+                DEFAULT_PERIOD_SECONDS,
+            ),
+        )
+        .property(
+            "timeoutSeconds",
+            number("For the answer", TIMEOUT_SECONDS, DEFAULT_TIMEOUT_SECONDS),
+        )
+        .property(
+            "failureThreshold",
+            number(
+                "In a row, until it counts",
+                FAILURE_THRESHOLD,
+                DEFAULT_FAILURE_THRESHOLD,
+            ),
+        )
+        .property(
+            "successThreshold",
+            number(
+                "In a row",
+                SUCCESS_THRESHOLD..=SUCCESS_THRESHOLD,
+                SUCCESS_THRESHOLD,
+            ),
+        )
+        .property(
+            "terminationGracePeriodSeconds",
+            nullable(integer("For the container to end in", GRACE_SECONDS)),
+        );
+    list("A startup probe, a liveness probe, both or none", probe)
+        .max_items(Some(2))
+        .into()
 }
 
 /// The list, without what nobody said and nobody needs to know. `None`: there are no probes.

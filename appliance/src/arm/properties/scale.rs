@@ -4,6 +4,7 @@ use serde_json::{Value, json};
 
 use super::raw::{Raw, dotted, wrong};
 use crate::front::refusal::Refusal;
+use crate::openapi::schema::{Described, integer, nullable, object};
 use crate::store::PoolRecord;
 
 const MAX_SESSIONS: u32 = 100_000;
@@ -40,6 +41,22 @@ pub fn read(raw: &Raw<'_>) -> Result<Scale, Refusal> {
         max_sessions,
         ready_sessions,
     })
+}
+
+/// For the OpenAPI document.
+pub fn schema() -> Described {
+    let most = u64::from(MAX_SESSIONS);
+    let sessions =
+        integer("Sessions at the same time", 1..=most).default(Some(DEFAULT_MAX_SESSIONS.into()));
+    let ready = integer(
+        "Sessions that wait for a caller; at most maxConcurrentSessions",
+        0..=most,
+    )
+    .default(Some(0.into()));
+    object("How many sessions there may be")
+        .property("maxConcurrentSessions", nullable(sessions))
+        .property("readySessionInstances", nullable(ready))
+        .into()
 }
 
 pub fn render(pool: &PoolRecord) -> Value {

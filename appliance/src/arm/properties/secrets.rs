@@ -7,6 +7,7 @@ use super::Shape;
 use super::raw::{Raw, dotted, invalid, missing, unsupported};
 use crate::front::refusal::Refusal;
 use crate::images::registry::{Credentials, RegistryHost};
+use crate::openapi::schema::{Described, list, nullable, object, text};
 use crate::store::{PoolRecord, PoolSecret, RegistryLogin};
 use crate::vault::Vault;
 
@@ -70,6 +71,39 @@ pub fn read(
         secrets.push(secret);
     }
     Ok(secrets)
+}
+
+/// For the OpenAPI document.
+pub fn schema() -> Described {
+    let name = text("Lower-case letters, digits, - and .")
+        .min_length(Some(1))
+        .max_length(Some(NAME_LIMIT))
+        .pattern(Some("^[a-z0-9.-]+$"));
+    let value = text("Never answered; a name without one keeps it")
+        .max_length(Some(VALUE_LIMIT))
+        .write_only(true);
+    let secret = object("A secret")
+        .property("name", name)
+        .required("name")
+        .property("value", nullable(value));
+    list("Values that are kept sealed", secret).into()
+}
+
+/// For the OpenAPI document: who the image is pulled as.
+pub fn login_schema() -> Described {
+    object("Who the image is pulled as")
+        .property("server", nullable(text("The registry, HOST[:PORT]")))
+        .property(
+            "registryServer",
+            nullable(text("Its name up to 2024-02-02-preview")),
+        )
+        .property("username", nullable(text("The user")))
+        .property(
+            "passwordSecretRef",
+            nullable(text("Which of the secrets is the password")),
+        )
+        .property("identity", nullable(text("Not supported")))
+        .into()
 }
 
 /// The names; values are not told to anybody.

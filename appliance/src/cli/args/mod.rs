@@ -80,6 +80,9 @@ pub enum Command {
     /// Save what the appliance keeps, and bring it back
     #[command(subcommand)]
     Store(StoreCommand),
+    /// Print what is served over HTTPS, as an OpenAPI 3.1 document
+    #[command(name = "openapi")]
+    OpenApi,
     /// Print completions for a shell
     #[command(after_help = "Examples:
   cabana completion bash > /usr/share/bash-completion/completions/cabana
