@@ -454,6 +454,7 @@ mod tests {
             ("registries.\"a.example\".password", "\"x\""),
             ("image_limits.files", "0"),
             ("image_limits.layer_mib", "-1"),
+            ("image_limits.path_bytes", "4096"),
             ("image_limits.layers", "1"),
         ];
         for (key, value) in cases {
@@ -470,7 +471,7 @@ mod tests {
         let config = checked(
             "[registries.\"docker.io\"]\nmirrors = [\"m.example:1/hub\"]\n\
              [registries.\"r.example\"]\nca_file = \"/ca.pem\"\nallow_http = true\n\
-             [image_limits]\nlayer_mib = 1\nimage_mib = 2\nunpacked_mib = 3\nfiles = 4\n",
+             [image_limits]\nlayer_mib = 1\nimage_mib = 2\nunpacked_mib = 3\nfiles = 4\npath_bytes = 5\n",
         )
         .unwrap();
         let of = |host: &str| config.registries.of(&host.parse().unwrap());
@@ -487,6 +488,7 @@ mod tests {
             (1 << 20, 2 << 20)
         );
         assert_eq!((limits.unpacked_bytes, limits.files), (3 << 20, 4));
+        assert_eq!(limits.path_bytes, 5);
     }
 
     #[test]

@@ -1,8 +1,8 @@
 //! `[registries."host"]` and `[image_limits]`.
 
 use super::ConfigError;
-use crate::images::Limits;
 use crate::images::registry::{Mirror, Registries, RegistryHost, RegistrySettings};
+use crate::images::{Limits, PATH_LIMIT};
 
 /// The table of registries; an absent one is empty.
 pub fn registries(value: Option<toml::Value>) -> Result<Registries, ConfigError> {
@@ -78,8 +78,12 @@ pub fn limits(value: Option<toml::Value>) -> Result<Limits, ConfigError> {
                 let files = number(u32::MAX.into())?;
                 limits.files = u32::try_from(files).unwrap_or(u32::MAX);
             }
+            "path_bytes" => {
+                let most = i64::try_from(PATH_LIMIT).unwrap_or(i64::MAX);
+                limits.path_bytes = usize::try_from(number(most)?).unwrap_or(PATH_LIMIT);
+            }
             _ => {
-                let expected = "layer_mib, image_mib, unpacked_mib or files";
+                let expected = "layer_mib, image_mib, unpacked_mib, files or path_bytes";
                 return Err(wrong(&key, expected, &name.into()));
             }
         }

@@ -42,6 +42,7 @@ const MINOR_LIMIT: u32 = 0xf_ffff;
 /// Puts layers on top of each other.
 pub struct Flattener {
     tree: Tree,
+    path_limit: usize,
     layer: u32,
     dropped: BTreeMap<String, Dropped>,
 }
@@ -65,6 +66,7 @@ impl Flattener {
     pub fn new(limits: &Limits) -> Self {
         Self {
             tree: Tree::new(limits.files, limits.metadata_bytes),
+            path_limit: limits.path_bytes,
             layer: 0,
             dropped: BTreeMap::new(),
         }
@@ -78,6 +80,14 @@ impl Flattener {
     /// Applies one entry. `extent` is where the data of a file was put.
     pub fn apply(&mut self, entry: Entry, extent: Extent) -> Result<(), ImageError> {
         let names = components(&entry.path)?;
+        let length = names.join(&b'/').len();
+        if length > self.path_limit {
+            return Err(ImageError::too_large(format!(
+                "Path of {length} bytes, at most {} are allowed: {}",
+                self.path_limit,
+                printable(&entry.path)
+            )));
+        }
         let Some((name, parents)) = names.split_last() else {
             return self.set_root(&entry);
         };

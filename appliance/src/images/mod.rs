@@ -52,6 +52,7 @@ pub use self::digest::Digest;
 pub use self::error::{ImageError, ImageErrorCode};
 pub use self::layout::Transport;
 pub use self::squash::Shape;
+pub use self::tree::PATH_LIMIT;
 pub use self::worker::{Input, Job, JobReport};
 
 /// What an import may use up. Part of the job: the worker enforces most of it.
@@ -67,6 +68,8 @@ pub struct Limits {
     pub archive_members: usize,
     /// Files in the image, over all layers.
     pub files: u32,
+    /// The path of a file in the image.
+    pub path_bytes: usize,
     /// Names, link targets and attributes of those files. This part of an image is in memory
     /// while it is imported; a distribution with 100,000 files takes about 20 MiB.
     pub metadata_bytes: usize,
@@ -83,6 +86,7 @@ impl Default for Limits {
             unpacked_bytes: 32 << 30,
             archive_members: 1 << 16,
             files: 2_000_000,
+            path_bytes: PATH_LIMIT,
             metadata_bytes: 512 << 20,
             // Overlay file systems stop at 128 as well, so no real image has more.
             layers: 128,

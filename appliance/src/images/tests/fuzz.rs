@@ -33,6 +33,7 @@ fn limits() -> Limits {
         archive_members: 100,
         files: 1000,
         metadata_bytes: 1 << 20,
+        path_bytes: 1 << 10,
         layers: 8,
         manifest_bytes: 64 << 10,
         config_bytes: 64 << 10,

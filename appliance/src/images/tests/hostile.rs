@@ -423,3 +423,20 @@ proptest! {
         prop_assert!(build(&bytes).is_err());
     }
 }
+
+#[test]
+fn path_that_is_longer_than_the_operator_allows_is_refused_and_one_that_fits_is_not() {
+    let limits = Limits {
+        path_bytes: 8,
+        ..Limits::default()
+    };
+    let archive = |path: &str| {
+        let layer = Layer::new().dir("abc").file(path, b"x").finish();
+        OciArchive::of(&[layer])
+    };
+    let transport = Transport::OciArchive;
+    build_with(&archive("./abc/efgh"), transport, None, limits.clone()).unwrap();
+    let code = ImageErrorCode::ImageTooLarge;
+    let part = "Path of 9 bytes, at most 8";
+    refuse_with(&archive("abc/efghi"), limits, code, part);
+}
