@@ -1,7 +1,7 @@
 //! The whole import, in process: what layers make, what archives are refused, what the cache keeps.
 
 mod cache;
-mod fuzz;
+pub mod fuzz;
 mod hostile;
 mod import;
 mod semantics;

@@ -399,7 +399,7 @@ impl BlobStream {
     }
 }
 
-fn sensitive(secret: &Secret) -> Result<HeaderValue, ImageError> {
+pub fn sensitive(secret: &Secret) -> Result<HeaderValue, ImageError> {
     let mut value = HeaderValue::from_str(secret.expose()).map_err(|_| {
         ImageError::unauthorized("What the registry wants as authorization cannot be sent")
     })?;
@@ -411,12 +411,12 @@ fn text(headers: &HeaderMap, name: &str) -> Option<String> {
     headers.get(name)?.to_str().ok().map(str::to_owned)
 }
 
-fn told_digest(headers: &HeaderMap) -> Option<Digest> {
+pub fn told_digest(headers: &HeaderMap) -> Option<Digest> {
     text(headers, DIGEST_HEADER)?.parse().ok()
 }
 
 /// The place after `bytes ` in a Content-Range.
-fn start_of_range(headers: &HeaderMap) -> Option<u64> {
+pub fn start_of_range(headers: &HeaderMap) -> Option<u64> {
     let range = text(headers, header::CONTENT_RANGE.as_str())?;
     range
         .strip_prefix("bytes ")?

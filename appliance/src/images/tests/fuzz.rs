@@ -2,11 +2,11 @@
 //! can be read, and never with a panic.
 //!
 //! `corpus/` holds what the changes begin with: layers, and the index, manifest and config of an image. Digests and checksums
-//! are put right again after each change, so that the changes get past them. Both targets run for a moment in every test run,
-//! always the same; for as long as one likes with
+//! are put right again after each change, so that the changes get past them. Both targets, and that of the answers of registries
+//! (`registry::tests::fuzz`), run for a moment in every test run, always the same; for as long as one likes with
 //!
 //! ```text
-//! CABANA_FUZZ_SECONDS=3600 cargo test --release -p appliance images::tests::fuzz -- --nocapture
+//! CABANA_FUZZ_SECONDS=3600 cargo test --release -p appliance fuzz -- --nocapture
 //! ```
 //!
 //! and from another place with `CABANA_FUZZ_SEED=<number>`. A failure names the seed that has it as its first one. Why it is no `cargo
@@ -45,7 +45,7 @@ fn run(archive: &[u8]) -> Result<(JobReport, Vec<u8>), ImageError> {
 }
 
 /// The files of a folder of the corpus, by name.
-fn corpus(folder: &str) -> Vec<(String, Vec<u8>)> {
+pub fn corpus(folder: &str) -> Vec<(String, Vec<u8>)> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/images/tests/corpus");
     let mut paths: Vec<PathBuf> = fs::read_dir(root.join(folder))
         .unwrap()
@@ -98,7 +98,7 @@ fn fuzz_layers() {
 }
 
 /// Parts of a document that break parsers.
-const TOKENS: [&str; 16] = [
+pub const TOKENS: [&str; 16] = [
     "null",
     "-1",
     "18446744073709551615",
@@ -196,8 +196,27 @@ impl Documents {
     }
 }
 
-/// Runs inputs until it is time to stop.
+/// Runs archives until it is time to stop.
 fn fuzz(mut input: impl FnMut(&mut Random) -> Vec<u8>) {
+    repeat(INPUTS, |random| {
+        let result = run(&input(random));
+        match &result {
+            Ok((_, image)) => drop(read_image(image)),
+            Err(error) => assert_blames_the_input(error),
+        }
+        result.is_ok()
+    });
+}
+
+/// Neither the host nor the worker is to blame for what a stranger wrote.
+pub fn assert_blames_the_input(error: &ImageError) {
+    use ImageErrorCode::{ImageStorageFailed, ImageWorkerFailed};
+    let ours = matches!(error.code, ImageStorageFailed | ImageWorkerFailed);
+    assert!(!ours, "{error}");
+}
+
+/// Runs inputs until it is time to stop: so many, if no time is said. `try_one` answers whether its input was taken.
+pub fn repeat(inputs: u64, mut try_one: impl FnMut(&mut Random) -> bool) {
     let first = number("CABANA_FUZZ_SEED").unwrap_or(1);
     let duration = number("CABANA_FUZZ_SECONDS").map(Duration::from_secs);
     let started = Instant::now();
@@ -205,27 +224,15 @@ fn fuzz(mut input: impl FnMut(&mut Random) -> Vec<u8>) {
     for seed in first.. {
         let done = match duration {
             Some(duration) => started.elapsed() >= duration,
-            None => seed - first >= INPUTS,
+            None => seed - first >= inputs,
         };
         if done {
             break;
         }
         let blame = Blame(seed);
-        let archive = input(&mut Random(seed));
-        let result = run(&archive);
-        match &result {
-            Ok((_, image)) => drop(read_image(image)),
-            // Neither the host nor the worker is to blame for what a stranger wrote.
-            Err(error) => assert!(
-                !matches!(
-                    error.code,
-                    ImageErrorCode::ImageStorageFailed | ImageErrorCode::ImageWorkerFailed
-                ),
-                "{error}"
-            ),
-        }
+        let taken = try_one(&mut Random(seed));
         std::mem::forget(blame);
-        counts[usize::from(result.is_ok())] += 1;
+        counts[usize::from(taken)] += 1;
     }
     println!("{} inputs refused, {} read", counts[0], counts[1]);
     assert!(
@@ -277,7 +284,7 @@ fn seal_headers(layer: &mut [u8]) {
 
 /// One change of the kinds that find faults in parsers: flipped bits, bytes and numbers at their limits, lost, doubled and moved
 /// parts, whole blocks of them, and words of the format.
-fn change(bytes: &mut Vec<u8>, random: &mut Random, tokens: &[&str]) {
+pub fn change(bytes: &mut Vec<u8>, random: &mut Random, tokens: &[&str]) {
     if bytes.is_empty() {
         bytes.push(random.byte());
         return;
@@ -324,7 +331,7 @@ fn change(bytes: &mut Vec<u8>, random: &mut Random, tokens: &[&str]) {
 }
 
 /// Numbers that look random and depend on the seed alone (splitmix64).
-struct Random(u64);
+pub struct Random(u64);
 
 impl Random {
     fn next(&mut self) -> u64 {
@@ -335,7 +342,7 @@ impl Random {
         z ^ (z >> 31)
     }
 
-    fn below(&mut self, limit: usize) -> usize {
+    pub fn below(&mut self, limit: usize) -> usize {
         usize::try_from(self.next() % limit as u64).expect("smaller than a usize")
     }
 

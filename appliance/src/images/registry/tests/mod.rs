@@ -2,6 +2,7 @@
 
 mod debian;
 mod faults;
+mod fuzz;
 pub mod server;
 
 use std::collections::BTreeMap;
