@@ -16,9 +16,11 @@ mod bench;
 mod client;
 mod guest;
 mod pull;
+mod pull_faults;
 mod tests;
 mod warden;
 
+use std::ffi::OsString;
 use std::io::{BufRead, BufReader};
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::AsFd;
@@ -31,7 +33,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::config::{self, Overrides, Paths};
+use crate::config::{self, Checked, Overrides, Paths};
 use crate::images::testing::{Layer, OciArchive};
 use crate::telemetry::{FILTER_VARIABLE, FORMAT_VARIABLE};
 use crate::warden::channel;
@@ -45,6 +47,7 @@ const DEADLINE: Duration = Duration::from_secs(120);
 const PROGRAMS_VARIABLE: &str = "CABANA_NATIVE_PROGRAMS";
 /// The machine is promised many times: guests here take a thousandth of what they would.
 const CONFIG: &str = "min_cooldown_seconds = 1\nspare_workers = 0\nparallel_starts = 16\nmemory_overcommit = 100\ncpu_overcommit = 1000\n";
+const CONFIG_FILE: &str = "cabana.toml";
 const IMAGE: &str = "native";
 
 /// What is run.
@@ -89,28 +92,27 @@ struct Native {
     address: SocketAddr,
     paths: Paths,
     claims: Arc<Mutex<Vec<Duration>>>,
-    _root: TempDir,
+    root: TempDir,
     _run: TempDir,
 }
 
 impl Native {
     /// With a root of its own and the image that pools are made of. `None`: programs are missing.
     async fn start(test: &str) -> Option<Self> {
+        Self::start_behind(test, |_| Vec::new()).await
+    }
+
+    /// With a command in front of the appliance's own, which ends with that in its place.
+    async fn start_behind(test: &str, command: impl FnOnce(&Paths) -> Vec<String>) -> Option<Self> {
         let programs = Programs::find(test)?;
         raise_descriptor_limit();
         // The state on a disk and the run folder in memory, as on a server.
         let root = tempfile::tempdir_in("/var/tmp").unwrap();
         let run = tempfile::tempdir_in("/dev/shm").unwrap();
         std::os::unix::fs::symlink(run.path(), root.path().join("run")).unwrap();
-        let file = root.path().join("cabana.toml");
-        std::fs::write(&file, CONFIG).unwrap();
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        rustix::net::listen(&listener, 1024).unwrap();
+        std::fs::write(root.path().join(CONFIG_FILE), CONFIG).unwrap();
+        let (config, listener) = configure(root.path());
         let address = listener.local_addr().unwrap();
-        let overrides = Overrides {
-            listen: Some(address.to_string()),
-        };
-        let config = config::load(root.path(), Some(&file), &overrides).unwrap();
         let paths = config.paths.clone();
         for folder in paths.kept().into_iter().chain([paths.run.as_path()]) {
             let made = std::fs::DirBuilder::new()
@@ -119,40 +121,33 @@ impl Native {
                 .create(folder);
             made.unwrap();
         }
-        let (ours, theirs) = channel::pair().unwrap();
-        let mut process = Command::new(&programs.cabana)
-            .arg("appliance")
-            .env(FORMAT_VARIABLE, "json")
-            .env_remove(FILTER_VARIABLE)
-            .stdin(Stdio::from(theirs))
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let setup = ApplianceSetup {
-            config,
-            uid: None,
-            cpu: Some("native".to_owned()),
-            task: Task::Serve,
-        };
-        let setup = serde_json::to_vec(&setup).unwrap();
-        channel::send(ours.as_fd(), &setup, &[listener.as_fd()], false).unwrap();
         let claims = Arc::default();
-        read_log(process.stderr.take().unwrap(), Arc::clone(&claims));
+        let (process, warden) = launch(&programs, command(&paths), config, &listener, &claims);
         let this = Self {
-            warden: Warden::start(ours, programs.clone()),
+            warden,
             programs,
             process,
             address,
             paths,
             claims,
-            _root: root,
+            root,
             _run: run,
         };
         this.until("it serves", || this.paths.admin_socket.exists())
             .await;
         this.import().await;
         Some(this)
+    }
+
+    /// Again on the same root, after its end.
+    async fn restart(&mut self) {
+        std::fs::remove_file(&self.paths.admin_socket).unwrap();
+        let (config, listener) = configure(self.root.path());
+        self.address = listener.local_addr().unwrap();
+        (self.process, self.warden) =
+            launch(&self.programs, Vec::new(), config, &listener, &self.claims);
+        self.until("it serves again", || self.paths.admin_socket.exists())
+            .await;
     }
 
     async fn import(&self) {
@@ -285,6 +280,50 @@ impl Drop for Native {
         let _ = self.process.kill();
         let _ = self.process.wait();
     }
+}
+
+/// What the appliance is told, and what it listens on.
+fn configure(root: &Path) -> (Checked, TcpListener) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    rustix::net::listen(&listener, 1024).unwrap();
+    let overrides = Overrides {
+        listen: Some(listener.local_addr().unwrap().to_string()),
+    };
+    let config = config::load(root, Some(&root.join(CONFIG_FILE)), &overrides);
+    (config.unwrap(), listener)
+}
+
+/// Starts the appliance's process, with `command` in front of its own, and its warden.
+fn launch(
+    programs: &Programs,
+    command: Vec<String>,
+    config: Checked,
+    listener: &TcpListener,
+    claims: &Arc<Mutex<Vec<Duration>>>,
+) -> (Child, Warden) {
+    let (ours, theirs) = channel::pair().unwrap();
+    let words = command.into_iter().map(OsString::from);
+    let words: Vec<OsString> = words.chain([programs.cabana.clone().into()]).collect();
+    let mut process = Command::new(&words[0])
+        .args(&words[1..])
+        .arg("appliance")
+        .env(FORMAT_VARIABLE, "json")
+        .env_remove(FILTER_VARIABLE)
+        .stdin(Stdio::from(theirs))
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let setup = ApplianceSetup {
+        config,
+        uid: None,
+        cpu: Some("native".to_owned()),
+        task: Task::Serve,
+    };
+    let setup = serde_json::to_vec(&setup).unwrap();
+    channel::send(ours.as_fd(), &setup, &[listener.as_fd()], false).unwrap();
+    read_log(process.stderr.take().unwrap(), Arc::clone(claims));
+    (process, Warden::start(ours, programs.clone()))
 }
 
 /// Keeps how long requests waited for their sessions; shows what is not well.

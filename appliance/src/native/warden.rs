@@ -56,6 +56,11 @@ impl Warden {
         self.inner.children.lock().unwrap().len()
     }
 
+    /// Ends all of them as a crash would.
+    pub fn kill_children(&self) {
+        self.inner.children.lock().unwrap().clear();
+    }
+
     pub fn tell(&self, event: &Event) {
         let bytes = serde_json::to_vec(event).unwrap();
         // It may be gone.

@@ -170,7 +170,11 @@ impl Puller {
             }
         };
         let cached = inner.cache.get(digest.as_str()).is_some();
-        if !cached {
+        if cached {
+            // Left by a pull that was killed when it had just published.
+            let digests = needed.all().map(|wanted| wanted.digest.clone());
+            inner.blobs.remove(digests.collect()).await;
+        } else {
             self.make(runner, &repositories, document, needed, reporter)
                 .await?;
         }

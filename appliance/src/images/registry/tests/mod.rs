@@ -49,7 +49,7 @@ impl JobRunner for Threads {
 }
 
 /// A cache, and what pulls into it.
-struct Bench {
+pub struct Bench {
     folder: TempDir,
     cache: Cache,
     puller: Puller,
@@ -57,7 +57,7 @@ struct Bench {
 }
 
 impl Bench {
-    fn new() -> Self {
+    pub fn new() -> Self {
         Self::with(Registries::default(), Limits::default())
     }
 
@@ -74,7 +74,7 @@ impl Bench {
         }
     }
 
-    async fn pull(&self, image: &str) -> Result<Imported, ImageError> {
+    pub async fn pull(&self, image: &str) -> Result<Imported, ImageError> {
         self.pull_as(image, None).await
     }
 

@@ -35,6 +35,8 @@ pub enum Fault {
     Status(StatusCode),
     /// The connection ends after so many bytes of the answer.
     Cut(usize),
+    /// Nothing comes after so many bytes of the answer, and the connection stays.
+    Stall(usize),
     /// Other bytes of the same kind.
     Body(Vec<u8>),
     /// A `Location` elsewhere.
@@ -277,10 +279,7 @@ impl State {
             _ => plain(StatusCode::OK, body),
         };
         if seen.line.starts_with("HEAD") {
-            *answer.body_mut() = Body {
-                rest: Bytes::new(),
-                cut: None,
-            };
+            *answer.body_mut() = Body::default();
         }
         if !kind.is_empty() {
             let (_, bytes) = self.find(path).unwrap();
@@ -292,8 +291,13 @@ impl State {
                 .headers_mut()
                 .insert("docker-content-digest", digest.parse().unwrap());
         }
-        if let Some(Fault::Cut(after)) = fault {
-            answer.body_mut().cut = Some(after);
+        match fault {
+            Some(Fault::Cut(after)) => answer.body_mut().cut = Some(after),
+            Some(Fault::Stall(after)) => {
+                answer.body_mut().cut = Some(after);
+                answer.body_mut().stalls = true;
+            }
+            _ => {}
         }
         answer
     }
@@ -329,15 +333,17 @@ fn plain(status: StatusCode, body: Vec<u8>) -> Response<Body> {
     response
         .body(Body {
             rest: body.into(),
-            cut: None,
+            ..Body::default()
         })
         .unwrap()
 }
 
-/// Bytes in pieces; an error after some of them if it is to be cut.
+/// Bytes in pieces; an error after some of them if it is to be cut, or nothing more.
+#[derive(Default)]
 pub struct Body {
     rest: Bytes,
     cut: Option<usize>,
+    stalls: bool,
 }
 
 impl hyper::body::Body for Body {
@@ -349,6 +355,10 @@ impl hyper::body::Body for Body {
         _: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, std::io::Error>>> {
         const PIECE: usize = 64 << 10;
+        if self.cut == Some(0) && self.stalls {
+            // Who waits hears of the connection's end from the connection.
+            return Poll::Pending;
+        }
         if self.cut == Some(0) {
             return Poll::Ready(Some(Err(std::io::ErrorKind::ConnectionReset.into())));
         }
