@@ -1,15 +1,15 @@
 //! `kill -9` of an image worker: the import is refused in clear words, nothing half made is left, and the same import succeeds when it
-//! is tried again.
+//! is tried again. And of the appliance above it, in a pull; the other steps of a pull are in `appliance/src/native/pull_faults.rs`.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use e2e::cli::Ran;
 use e2e::process::{self, Process};
-use e2e::{TestAppliance, artifacts};
+use e2e::{Registry, TestAppliance, artifacts};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use tempfile::TempDir;
@@ -17,9 +17,12 @@ use tempfile::TempDir;
 e2e::tests! {
     Own: [
         import_whose_image_worker_is_killed_at_any_step_leaves_nothing_and_succeeds_afterwards,
+        pull_whose_appliance_is_killed_ends_its_image_worker_and_succeeds_afterwards,
     ];
 }
 
+/// For the next step of a pull, or until the appliance is back, on an emulated processor.
+const LIMIT: Duration = Duration::from_secs(60);
 /// Between two looks.
 const PAUSE: Duration = Duration::from_millis(5);
 /// Enough to make it another image; an image worker is busy with the demo alone for a second.
@@ -200,5 +203,47 @@ fn import_whose_image_worker_is_killed_at_any_step_leaves_nothing_and_succeeds_a
     pool().delete();
     kill_while_it_looks(&host, create, || pool().delete());
     assert_eq!(pool().properties(), None);
+    host.stop();
+}
+
+/// Looks until there is something to be seen.
+#[track_caller]
+fn wait_for<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+    let begun = Instant::now();
+    loop {
+        if let Some(found) = look() {
+            return found;
+        }
+        assert!(begun.elapsed() < LIMIT, "no {what} within {LIMIT:?}");
+        thread::sleep(PAUSE);
+    }
+}
+
+fn pull_whose_appliance_is_killed_ends_its_image_worker_and_succeeds_afterwards() {
+    let host = TestAppliance::start();
+    let registry = Registry::start();
+    let image = registry.image("debian");
+    let pull = ["image", "pull", &image];
+    let worker = thread::scope(|scope| {
+        let pulling = scope.spawn(|| host.cli().run(&pull));
+        let worker = wait_for("build", || staged(&host).and_then(|_| image_worker()));
+        host.appliance().kill();
+        let ran = pulling.join().expect("the command ends");
+        assert_ne!(ran.code, Some(0), "{ran:#?}");
+        worker
+    });
+    worker.assert_ends_within(LIMIT);
+    let listed = wait_for("appliance", || {
+        let ran = host.cli().run(&["image", "ls", "--json"]);
+        (ran.code == Some(0)).then(|| serde_json::from_str::<Value>(&ran.stdout).unwrap())
+    });
+    assert_eq!(listed, json!([]));
+    let unfinished = host.root().join("var/lib/cabana/images/.tmp");
+    assert_eq!(fs::read_dir(unfinished).unwrap().count(), 0);
+
+    let pulled = host.cli().json(&pull);
+    assert_eq!(pulled["cached"], false, "{pulled}");
+    let blobs = host.root().join("var/lib/cabana/images/.blobs/sha256");
+    assert_eq!(fs::read_dir(blobs).unwrap().count(), 0);
     host.stop();
 }
