@@ -13,6 +13,7 @@
 //! gets a port of its own: the warden puts it into the container's description on its way to the agent.
 
 mod bench;
+mod bench_images;
 mod client;
 mod guest;
 mod pull;

@@ -88,6 +88,13 @@ const NODE: Recipe = Recipe {
     port: "8080/tcp",
     ..MINIMAL
 };
+/// Node.js with what a developer has beside it: the real image of 120 MB that promises are about.
+pub const LARGE: Recipe = Recipe {
+    name: "large",
+    version: "large 1",
+    packages: "nodejs,python3,git,cpp,make",
+    ..NODE
+};
 /// What the registry of the tests has.
 const SERVERS: [&Recipe; 4] = [&MINIMAL, &NGINX, &NODE, &PYTHON];
 

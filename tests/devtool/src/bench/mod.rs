@@ -6,10 +6,12 @@
 //!
 //! - `promises`: one function for each row.
 //! - `image_build`: a root image, ours and that of others.
+//! - `image_pull`: from a registry to a root image, and to a pool.
 //! - `runner`: runs `cabana bench` here or in the lab.
 //! - `peer`: what the other one does meanwhile.
 
 mod image_build;
+mod image_pull;
 pub mod peer;
 mod promises;
 mod runner;
@@ -20,6 +22,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context as _, Result, bail};
 use serde::Serialize;
+use serde_json::Value;
 
 use crate::cache::Cache;
 use crate::guest;
@@ -52,6 +55,7 @@ struct Bench<'a> {
     binary: &'a Path,
     firecracker: Option<&'a Path>,
     compared: OnceCell<Comparison>,
+    pulled: OnceCell<Value>,
 }
 
 #[derive(Debug, Serialize)]
@@ -132,6 +136,7 @@ pub fn run(workspace: &Workspace, arguments: &Arguments) -> Result<ExitCode> {
         binary: &binary,
         firecracker: arguments.firecracker.as_deref(),
         compared: OnceCell::new(),
+        pulled: OnceCell::new(),
     };
     let mut rows = Vec::new();
     for promise in PROMISES {

@@ -4,6 +4,7 @@ use anyhow::{Context as _, Result, bail};
 use serde_json::Value;
 
 use super::image_build::image_build;
+use super::image_pull::{image_pull, pool_create};
 use super::peer::Comparison;
 use super::runner::figure;
 use super::{Bench, Promise, Row};
@@ -28,6 +29,14 @@ pub const PROMISES: &[Promise] = &[
     Promise {
         id: "fork_memory",
         measure: fork_memory,
+    },
+    Promise {
+        id: "pool_create",
+        measure: pool_create,
+    },
+    Promise {
+        id: "image_pull",
+        measure: image_pull,
     },
     Promise {
         id: "image_build",
@@ -128,7 +137,9 @@ fn fork_agent(bench: &Bench) -> Result<Row> {
 
 /// Natively on any machine: the shipped appliance, with agents as ordinary processes in place of guests.
 fn claim_first_byte(bench: &Bench) -> Result<Row> {
-    let result = bench.runner.native("native::bench::claim_first_byte")?;
+    let result = bench
+        .runner
+        .native("native::bench::claim_first_byte", &[])?;
     let value = figure(&result, "/server/p99")?;
     let row = Row::checked("claim_first_byte", value, "ms", CLAIM_SERVER_MS);
     let count = &result["server"]["count"];

@@ -97,7 +97,7 @@ impl<'a> Runner<'a> {
 
     /// What a measurement of the appliance's test program has found, which runs the shipped programs on this host and needs
     /// no guest.
-    pub fn native(&self, test: &str) -> Result<Value> {
+    pub fn native(&self, test: &str, variables: &[(&str, &str)]) -> Result<Value> {
         let step = Step::start(format!("Measuring {test}"));
         let programs = self.binary.parent().context("The binary is nowhere")?;
         let output = self.workspace.logs().join("native-bench.json");
@@ -115,7 +115,8 @@ impl<'a> Runner<'a> {
             ])
             .args(["--", "--ignored", "--exact", "--nocapture", test])
             .env("CABANA_NATIVE_PROGRAMS", programs)
-            .env("CABANA_BENCH_OUTPUT", &output);
+            .env("CABANA_BENCH_OUTPUT", &output)
+            .envs(variables.iter().copied());
         command::logged(&mut cargo, &output.with_extension("log"), |_| {})?;
         let text = std::fs::read_to_string(&output)
             .with_context(|| format!("Cannot read {}", output.display()))?;
