@@ -35,8 +35,6 @@ pub const LAB: &[&str] = &[
 pub const IMAGES: &[&str] = &["mmdebstrap", "umoci"];
 /// What the unit tests pull images from.
 pub const CHECK: &[&str] = &["docker-registry"];
-/// The registry of the lab, and what fills it.
-pub const REGISTRY: &[&str] = &["docker-registry", "skopeo"];
 /// What `cargo dev up` calls the appliance with.
 pub const CLIENT: &[&str] = &["curl"];
 

@@ -16,7 +16,9 @@ use crate::progress::Step;
 use crate::workspace::Workspace;
 use crate::{command, images, packages};
 
-pub const PROGRAM: &str = "/usr/bin/docker-registry";
+/// The registry, and what fills it.
+pub const PACKAGES: &[&str] = &["docker-registry", "skopeo"];
+const PROGRAM: &str = "/usr/bin/docker-registry";
 /// Its last word before the address, when it takes connections.
 const LISTENING: &str = "listening on 127.0.0.1:";
 /// Where the lab has the storage.
@@ -101,7 +103,7 @@ pub fn lab_files(workspace: &Workspace, cache: &Cache) -> Result<[LabFile; 2]> {
 
 /// The folder of a registry that has `debian/NAME:12` for each image of a real server.
 fn storage(workspace: &Workspace, cache: &Cache) -> Result<PathBuf> {
-    packages::ensure(workspace, &[packages::REGISTRY])?;
+    packages::ensure(workspace, &[PACKAGES])?;
     let servers = images::servers(workspace, cache)?;
     let mut key = Key::new("registry 1");
     for (recipe, archive) in &servers {

@@ -11,7 +11,7 @@ use super::runner::{figure, json_lines};
 use super::{Bench, Row};
 use crate::cache::Cache;
 use crate::progress::Step;
-use crate::registry::Registry;
+use crate::registry::{self, Registry};
 use crate::{images, packages};
 
 /// Of the others' time.
@@ -107,7 +107,7 @@ impl Bench<'_> {
         let workspace = self.runner.workspace();
         packages::ensure(
             workspace,
-            &[packages::IMAGES, packages::REGISTRY, &["squashfs-tools"]],
+            &[packages::IMAGES, registry::PACKAGES, &["squashfs-tools"]],
         )?;
         let cache = Cache::open()?;
         let archive = images::build(workspace, &cache, &images::LARGE)?;
@@ -118,7 +118,7 @@ impl Bench<'_> {
         registry.push(&archive, images::LARGE.name, NAME, &log)?;
         step.done("");
         let image = format!("{}/{NAME}", registry.host);
-        let result = self.runner.native(
+        let result = self.runner.native_with(
             "native::bench_images::pulls_and_pools",
             &[("CABANA_BENCH_IMAGE", &image)],
         )?;

@@ -137,9 +137,7 @@ fn fork_agent(bench: &Bench) -> Result<Row> {
 
 /// Natively on any machine: the shipped appliance, with agents as ordinary processes in place of guests.
 fn claim_first_byte(bench: &Bench) -> Result<Row> {
-    let result = bench
-        .runner
-        .native("native::bench::claim_first_byte", &[])?;
+    let result = bench.runner.native("native::bench::claim_first_byte")?;
     let value = figure(&result, "/server/p99")?;
     let row = Row::checked("claim_first_byte", value, "ms", CLAIM_SERVER_MS);
     let count = &result["server"]["count"];

@@ -97,7 +97,12 @@ impl<'a> Runner<'a> {
 
     /// What a measurement of the appliance's test program has found, which runs the shipped programs on this host and needs
     /// no guest.
-    pub fn native(&self, test: &str, variables: &[(&str, &str)]) -> Result<Value> {
+    pub fn native(&self, test: &str) -> Result<Value> {
+        self.native_with(test, &[])
+    }
+
+    /// The same with variables that say what is measured.
+    pub fn native_with(&self, test: &str, variables: &[(&str, &str)]) -> Result<Value> {
         let step = Step::start(format!("Measuring {test}"));
         let programs = self.binary.parent().context("The binary is nowhere")?;
         let output = self.workspace.logs().join("native-bench.json");
