@@ -151,6 +151,7 @@ pub async fn run(
     });
     workers.settled().await;
     tracing::info!(listen = %config.listen, pools = pools.list().len(), "serving");
+    authority.prepare().await;
     let renewal = tokio::spawn(renew(certificate));
     let tidying = tokio::spawn(tidy(authority));
     let limit = config.image_cache_limit;
@@ -207,7 +208,12 @@ async fn open_authority(
         .iter()
         .cloned()
         .chain(endpoints.addresses());
-    let opened = Authority::open(records.clone(), Audiences::new(audiences)).await;
+    let opened = Authority::open(
+        records.clone(),
+        Audiences::new(audiences),
+        config.issuers.clone(),
+    )
+    .await;
     opened.context("Cannot read the tokens from the store")
 }
 

@@ -14,6 +14,11 @@ e2e::tests! {
         token_of_another_appliance_or_another_scheme_is_refused,
         token_that_has_expired_is_refused,
         token_for_one_pool_does_not_open_another,
+        token_without_the_role_is_told_which_one_it_needs,
+        token_bound_to_identifiers_opens_those_sessions_and_tells_of_no_others,
+        token_for_another_group_does_not_learn_whether_a_pool_exists,
+        token_that_was_revoked_is_refused_at_once_and_is_listed_as_such,
+        rotation_of_the_key_is_noticed_by_no_request_until_the_old_tokens_are_to_end,
         refused_request_starts_no_session,
     ];
 }
@@ -133,6 +138,115 @@ fn token_for_one_pool_does_not_open_another(host: &TestAppliance) {
         "{described}"
     );
     assert!(!described["expiresAt"].is_null(), "{described}");
+}
+
+fn create(host: &TestAppliance, flags: &[&str]) -> (String, String) {
+    let flags = [&["token", "create", "--ttl", "10m"], flags].concat();
+    let made = host.cli().json(&flags);
+    let text = |field: &str| made[field].as_str().expect("a text").to_owned();
+    (text("id"), format!("Bearer {}", text("token")))
+}
+
+fn token_without_the_role_is_told_which_one_it_needs(host: &TestAppliance) {
+    let session = host.shared_session();
+    let roles = ["--role", "reader", "--role", "pool-contributor"];
+    let (_, reader) = create(host, &roles);
+    let refused = get_with(host, &session, Some(&reader)).assert_refused(403, "Forbidden");
+    let message = refused["message"].as_str().unwrap();
+    assert!(message.contains("session-executor"), "{message}");
+    // By the name that the role has in the cloud.
+    let azure = ["--role", "Azure ContainerApps Session Executor"];
+    let (_, executor) = create(host, &azure);
+    assert_eq!(get_with(host, &session, Some(&executor)).status, 200);
+}
+
+fn token_bound_to_identifiers_opens_those_sessions_and_tells_of_no_others(host: &TestAppliance) {
+    let session = host.shared_session();
+    let list = |authorization: &str| {
+        let pool = host.existing_pool("shared").session("nobody");
+        let target = pool.target("/.management/listSessions") + "&api-version=2025-07-01";
+        let request = session.client().request(Method::POST, &target);
+        let request = request.header(AUTHORIZATION, authorization);
+        let request = request.body(e2e::client::empty()).unwrap();
+        let listed = host.block_on(session.send(request)).json();
+        listed["count"].as_u64().expect("a count")
+    };
+    let (_, own) = create(host, &["--identifier", "shared"]);
+    let (_, beginning) = create(host, &["--identifier", "other", "--identifier", "sha*"]);
+    for bound in [&own, &beginning] {
+        assert_eq!(get_with(host, &session, Some(bound)).status, 200);
+        assert_eq!(list(bound), 1);
+    }
+    let (_, other) = create(host, &["--identifier", "other-*"]);
+    let before = host.traces();
+    let refused = get_with(host, &session, Some(&other)).assert_refused(403, "Forbidden");
+    let message = refused["message"].as_str().unwrap();
+    assert!(!message.contains("shared"), "{message}");
+    assert_eq!(list(&other), 0);
+    // The same of a session that is not there, and none is made by asking.
+    let absent = host.existing_pool("shared").session("nobody");
+    let same = get_with(host, &absent, Some(&own)).assert_refused(403, "Forbidden");
+    assert_eq!(same["message"], message);
+    assert!(host.traces().since(&before).is_empty());
+}
+
+fn token_for_another_group_does_not_learn_whether_a_pool_exists(host: &TestAppliance) {
+    let session = host.shared_session();
+    let (_, elsewhere) = create(host, &["--resource-group", "elsewhere"]);
+    let there = get_with(host, &session, Some(&elsewhere)).assert_refused(403, "Forbidden");
+    let absent = host.existing_pool("absent").session("shared");
+    let absent = get_with(host, &absent, Some(&elsewhere)).assert_refused(403, "Forbidden");
+    let message = |error: &serde_json::Value| error["message"].as_str().unwrap().to_owned();
+    assert_eq!(
+        message(&there).replace("shared", "absent"),
+        message(&absent)
+    );
+}
+
+fn token_that_was_revoked_is_refused_at_once_and_is_listed_as_such(host: &TestAppliance) {
+    let session = host.shared_session();
+    let (id, authorization) = create(host, &["--label", "a test", "--identifier", "shared"]);
+    assert_eq!(get_with(host, &session, Some(&authorization)).status, 200);
+    let listed = host.cli().ok(&["token", "list"]);
+    let line = listed
+        .lines()
+        .find(|line| line.contains(&id))
+        .expect("it is listed");
+    assert!(line.contains("a test") && line.ends_with("good"), "{line}");
+    assert!(host.cli().ok(&["token", "show", &id]).contains("shared"));
+    let signature = authorization.rsplit('.').next().unwrap();
+    assert!(
+        !host
+            .cli()
+            .ok(&["token", "list", "--json"])
+            .contains(signature)
+    );
+
+    host.cli().ok(&["token", "revoke", &id]);
+    let refused = get_with(host, &session, Some(&authorization));
+    assert_unauthorized(&refused);
+    assert!(refused.text().contains("revoked"), "{}", refused.text());
+    let shown = host.cli().json(&["token", "show", &id]);
+    assert!(shown["revokedAt"].is_string(), "{shown}");
+    let absent = "00000000-0000-0000-0000-000000000000";
+    let ran = host.cli().run(&["token", "revoke", absent]);
+    ran.assert_refused(1, &["no record of a token"]);
+}
+
+fn rotation_of_the_key_is_noticed_by_no_request_until_the_old_tokens_are_to_end(
+    host: &TestAppliance,
+) {
+    let session = host.shared_session();
+    let (id, old) = create(host, &[]);
+    host.cli().ok(&["token", "rotate-key"]);
+    let (_, new) = create(host, &[]);
+    for good in [&old, &new, &session.authorization()] {
+        assert_eq!(get_with(host, &session, Some(good)).status, 200);
+    }
+    // Not `--revoke-old`: the other tests' token would end, too. The CLI's words for it are tested where it is alone.
+    host.cli().ok(&["token", "revoke", &id]);
+    assert_unauthorized(&get_with(host, &session, Some(&old)));
+    assert_eq!(get_with(host, &session, Some(&new)).status, 200);
 }
 
 fn refused_request_starts_no_session(host: &TestAppliance) {

@@ -6,20 +6,21 @@
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use http::HeaderMap;
 use jsonwebtoken::errors::ErrorKind;
 use jsonwebtoken::{Algorithm, Header, Validation};
 use serde::Deserialize;
-use serde_json::Value;
+use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
 use super::Claims;
-use super::audience::Audiences;
+use super::audience::{Audiences, Named};
 use super::bearer::{self, invalid};
 use super::failures::Failures;
+use super::issuers::{Issuer, IssuerSettings, Missing, NoKey};
 use super::ledger::{
     ChangeError, Fallen, Issued, LEEWAY_SECONDS, Ledger, OpenError, Rotated, TokenOrder, now,
 };
@@ -30,6 +31,11 @@ use crate::store::{Records, StoreError, TokenRecord};
 /// Checked tokens that are remembered.
 const REMEMBERED: usize = 1024;
 
+/// Clocks of issuers and of this host may differ by so much.
+const ISSUER_LEEWAY_SECONDS: u64 = 60;
+/// An issuer is asked no sooner.
+const ISSUER_RETRY: Duration = Duration::from_secs(60);
+
 const MALFORMED: &str = "The token is malformed";
 
 /// What is known of a token whose signature was right.
@@ -38,8 +44,21 @@ struct Checked {
     claims: Arc<Claims>,
     /// When it is taken no more, in seconds since the Unix epoch.
     ends_at: u64,
-    key: String,
-    id: Uuid,
+    origin: Origin,
+}
+
+/// What a token stands on, and falls with.
+#[derive(Clone)]
+enum Origin {
+    Own {
+        key: String,
+        id: Uuid,
+    },
+    /// Of this state of the issuer's keys.
+    Trusted {
+        issuer: Arc<Issuer>,
+        generation: u64,
+    },
 }
 
 /// See the module documentation.
@@ -47,14 +66,24 @@ pub struct Authority {
     ledger: Arc<Ledger>,
     audiences: Audiences,
     failures: Failures,
+    /// By their names.
+    issuers: HashMap<String, Arc<Issuer>>,
     /// By the SHA-256 of the token.
     checked: Mutex<HashMap<[u8; 32], Checked>>,
 }
 
 impl Authority {
-    /// Reads keys and tokens from the store.
-    pub async fn open(records: Records, audiences: Audiences) -> Result<Self, OpenError> {
+    /// Reads keys and tokens from the store. Keys of issuers are read when they are needed, or by
+    /// [`prepare`](Self::prepare).
+    pub async fn open(
+        records: Records,
+        audiences: Audiences,
+        issuers: Vec<IssuerSettings>,
+    ) -> Result<Self, OpenError> {
+        let issuers = issuers.into_iter();
+        let issuers = issuers.map(|settings| (settings.name.clone(), Issuer::new(settings)));
         Ok(Self {
+            issuers: issuers.collect(),
             ledger: Ledger::open(records).await?,
             audiences,
             failures: Failures::new(Instant::now()),
@@ -67,28 +96,40 @@ impl Authority {
         let token = bearer::token(headers)?;
         // Found by its hash, so that the time of a look-up says nothing about tokens.
         let hash: [u8; 32] = Sha256::digest(token.as_bytes()).into();
-        let known = self.remembered(&hash);
-        let checked = match &known {
-            Some(checked) => checked.clone(),
-            None => self.verify(token)?,
-        };
+        if let Some(checked) = self.remembered(&hash)
+            && checked.is_current().await
+        {
+            self.stands(&checked)?;
+            return Ok(checked.claims);
+        }
+        let checked = self.verify(token).await?;
         self.stands(&checked)?;
         let claims = Arc::clone(&checked.claims);
-        if known.is_none() {
-            self.remember(hash, checked);
-        }
+        self.remember(hash, checked);
         Ok(claims)
+    }
+
+    /// Begins to read the keys of issuers, so that no request has to wait for them.
+    pub async fn prepare(&self) {
+        for issuer in self.issuers.values() {
+            issuer.keep_fresh().await;
+        }
     }
 
     /// As [`check`](Self::check), for a request from this address. One that has failed too often is not told why any
     /// more; a good token is good from anywhere.
     pub async fn admit(&self, headers: &HeaderMap, peer: IpAddr) -> Result<Arc<Claims>, Refusal> {
         let checked = self.check(headers).await;
-        checked.map_err(|refusal| match self.failures.count(peer, Instant::now()) {
-            Ok(()) => refusal,
-            Err(after) => {
-                let message = "Too many requests without a good token came from this address";
-                Refusal::new(Code::TooManyFailedAttempts, message).retry_after(after)
+        checked.map_err(|refusal| {
+            if refusal.code != Code::Unauthorized {
+                return refusal;
+            }
+            match self.failures.count(peer, Instant::now()) {
+                Ok(()) => refusal,
+                Err(after) => {
+                    let message = "Too many requests without a good token came from this address";
+                    Refusal::new(Code::TooManyFailedAttempts, message).retry_after(after)
+                }
             }
         })
     }
@@ -123,7 +164,7 @@ impl Authority {
         self.ledger.tidy().await
     }
 
-    fn verify(&self, token: &str) -> Result<Checked, Refusal> {
+    async fn verify(&self, token: &str) -> Result<Checked, Refusal> {
         let decode = |error: jsonwebtoken::errors::Error| invalid(flaw(error.kind()));
         let header = jsonwebtoken::decode_header(token).map_err(decode)?;
         if header.crit.is_some() {
@@ -136,7 +177,10 @@ impl Authority {
             jsonwebtoken::dangerous::insecure_decode_claims(token).map_err(decode)?;
         match iss.as_deref() {
             Some(ISSUER) => self.verify_own(token, &header),
-            Some(_) => Err(invalid("The token is of an unknown issuer")),
+            Some(name) => match self.issuers.get(name) {
+                Some(issuer) => self.verify_trusted(token, &header, issuer).await,
+                None => Err(invalid("The token is of an unknown issuer")),
+            },
             None => Err(invalid("The token does not name its issuer (iss)")),
         }
     }
@@ -162,9 +206,51 @@ impl Authority {
         }
         Ok(Checked {
             ends_at: payload.exp.saturating_add(LEEWAY_SECONDS),
-            key,
-            id: payload.jti,
+            origin: Origin::Own {
+                key,
+                id: payload.jti,
+            },
             claims: Arc::new(payload.into_claims()),
+        })
+    }
+
+    async fn verify_trusted(
+        &self,
+        token: &str,
+        header: &Header,
+        issuer: &Arc<Issuer>,
+    ) -> Result<Checked, Refusal> {
+        let found = issuer.key(header.kid.as_deref(), header.alg).await;
+        let found = found.map_err(no_key)?;
+        let mut rules = rules(header.alg, ISSUER_LEEWAY_SECONDS);
+        rules.set_required_spec_claims(&["exp", "aud", "iss"]);
+        let decoded = jsonwebtoken::decode::<Map<String, Value>>(token, &found.key, &rules);
+        let claims = decoded.map_err(|error| {
+            invalid(match error.kind() {
+                ErrorKind::InvalidSignature => "The token was not signed by its issuer",
+                kind => flaw(kind),
+            })
+        })?;
+        let claims = claims.claims;
+        let Times { aud, exp } = serde_json::from_value(Value::Object(claims.clone()))
+            .map_err(|_| invalid(MALFORMED))?;
+        let own = &issuer.settings.audiences;
+        let fits = match own.is_empty() {
+            true => self.audiences.accept(&aud),
+            false => Audiences::new(own.iter().cloned()).accept(&aud),
+        };
+        if !fits {
+            return Err(invalid(
+                "The token is for another audience than its issuer's tokens are to be for",
+            ));
+        }
+        Ok(Checked {
+            ends_at: whole_seconds(exp).saturating_add(ISSUER_LEEWAY_SECONDS),
+            claims: Arc::new(Claims::new(issuer.grants(&claims))),
+            origin: Origin::Trusted {
+                issuer: Arc::clone(issuer),
+                generation: found.generation,
+            },
         })
     }
 
@@ -173,8 +259,11 @@ impl Authority {
         if checked.ends_at <= now() {
             return Err(invalid("The token has expired"));
         }
+        let Origin::Own { key, id } = &checked.origin else {
+            return Ok(());
+        };
         self.ledger
-            .standing(&checked.key, checked.id)
+            .standing(key, *id)
             .map_err(|fallen| match fallen {
                 Fallen::Revoked => invalid("The token was revoked"),
                 Fallen::KeyDropped => invalid("The key that the token was signed with was dropped"),
@@ -198,6 +287,52 @@ impl Authority {
         }
         remembered.insert(hash, checked);
     }
+}
+
+impl Checked {
+    /// Whether the keys that it was checked with are those of today.
+    async fn is_current(&self) -> bool {
+        match &self.origin {
+            Origin::Own { .. } => true,
+            Origin::Trusted { issuer, generation } => issuer.generation().await == *generation,
+        }
+    }
+}
+
+fn no_key(missing: Missing) -> Refusal {
+    match missing {
+        Missing::Key(NoKey::Unknown) => {
+            invalid("The token was signed with a key that its issuer does not publish")
+        }
+        Missing::Key(NoKey::Unnamed) => {
+            invalid("The token does not name its key (kid), and its issuer has several")
+        }
+        Missing::Key(NoKey::Algorithm) => {
+            invalid("The token is signed with another algorithm than its issuer's keys are for")
+        }
+        Missing::Issuer => {
+            let message = "The keys of the token's issuer cannot be had at the moment";
+            Refusal::new(Code::TokenIssuerUnavailable, message).retry_after(ISSUER_RETRY)
+        }
+    }
+}
+
+/// What is left of the payload of an issuer's token when the library has judged its times.
+#[derive(Deserialize)]
+struct Times {
+    aud: Named,
+    /// May have a fraction (RFC 7519 section 2).
+    exp: f64,
+}
+
+/// What is beyond them is within the leeway.
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "saturates, and is judged to be a time before"
+)]
+fn whole_seconds(time: f64) -> u64 {
+    time as u64
 }
 
 #[derive(Deserialize)]
@@ -227,6 +362,10 @@ fn flaw(kind: &ErrorKind) -> &'static str {
 
 #[cfg(test)]
 impl Authority {
+    pub fn issuer(&self, name: &str) -> Arc<Issuer> {
+        Arc::clone(&self.issuers[name])
+    }
+
     /// A token that is not in the records.
     pub fn sign(
         &self,

@@ -56,7 +56,7 @@ fn old_store(der: &[u8]) -> Arc<MemoryStore> {
 
 async fn open(store: &Arc<MemoryStore>) -> Authority {
     let records = Records::new(Arc::clone(store) as Arc<dyn Store>);
-    Authority::open(records, testing::audiences())
+    Authority::open(records, testing::audiences(), Vec::new())
         .await
         .unwrap()
 }

@@ -9,7 +9,9 @@ use crate::store::{MemoryStore, Records};
 /// One with a key of its own.
 pub async fn authority() -> Authority {
     let records = Records::new(Arc::new(MemoryStore::default()));
-    Authority::open(records, audiences()).await.unwrap()
+    Authority::open(records, audiences(), Vec::new())
+        .await
+        .unwrap()
 }
 
 pub fn audiences() -> Audiences {

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::Paths;
 use super::raw::RawConfig;
 use super::{access, images};
+use crate::access::IssuerSettings;
 use crate::dns_name::is_dns_name;
 use crate::images::Limits;
 use crate::images::registry::Registries;
@@ -51,6 +52,8 @@ pub struct Checked {
     pub domain: Option<String>,
     /// What tokens may be for, beside the appliance's own addresses.
     pub audiences: Vec<String>,
+    /// Whose tokens are taken beside its own.
+    pub issuers: Vec<IssuerSettings>,
     /// A pool with a shorter cooldown is refused.
     pub min_cooldown: Duration,
     /// From the launch of a worker until its container's port accepts.
@@ -189,6 +192,7 @@ fn check(raw: RawConfig, paths: Paths, overrides: &Overrides) -> Result<Checked,
         listen,
         domain: raw.domain.map(domain).transpose()?,
         audiences: access::audiences(raw.audiences)?,
+        issuers: access::issuers(raw.issuers)?,
         min_cooldown: Duration::from_secs(min_cooldown.into()),
         start_timeout: Duration::from_secs(start_timeout.into()),
         orphan_limit_seconds,

@@ -91,7 +91,7 @@ pub fn limits(value: Option<toml::Value>) -> Result<Limits, ConfigError> {
     Ok(limits)
 }
 
-fn table(key: &str, value: Option<toml::Value>) -> Result<toml::Table, ConfigError> {
+pub(super) fn table(key: &str, value: Option<toml::Value>) -> Result<toml::Table, ConfigError> {
     match value {
         None => Ok(toml::Table::new()),
         Some(toml::Value::Table(table)) => Ok(table),
@@ -99,7 +99,7 @@ fn table(key: &str, value: Option<toml::Value>) -> Result<toml::Table, ConfigErr
     }
 }
 
-fn wrong(key: &str, expected: &str, found: &toml::Value) -> ConfigError {
+pub(super) fn wrong(key: &str, expected: &str, found: &toml::Value) -> ConfigError {
     ConfigError::Value {
         key: key.to_owned().into(),
         expected: expected.to_owned(),

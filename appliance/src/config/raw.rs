@@ -9,6 +9,7 @@ pub struct RawConfig {
     pub listen: Option<toml::Value>,
     pub domain: Option<toml::Value>,
     pub audiences: Option<toml::Value>,
+    pub issuers: Option<toml::Value>,
     pub min_cooldown_seconds: Option<toml::Value>,
     pub start_timeout_seconds: Option<toml::Value>,
     pub orphan_limit_seconds: Option<toml::Value>,

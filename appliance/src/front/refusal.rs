@@ -57,6 +57,8 @@ pub enum Code {
     SessionPoolGoldenFailed,
     SessionUnreachable,
     HostCapacityReached,
+    /// A trusted issuer's keys were never had, so its tokens cannot be judged.
+    TokenIssuerUnavailable,
     HostDraining,
     SessionStartFailed,
     SessionPoolClosing,
@@ -67,7 +69,7 @@ pub enum Code {
 
 impl Code {
     /// Every code.
-    pub const ALL: [Self; 41] = [
+    pub const ALL: [Self; 42] = [
         Self::SessionRequestValidationFailed,
         Self::SessionRequestNotSupported,
         Self::SessionWithIdentifierNotFound,
@@ -104,6 +106,7 @@ impl Code {
         Self::SessionPoolGoldenFailed,
         Self::SessionUnreachable,
         Self::HostCapacityReached,
+        Self::TokenIssuerUnavailable,
         Self::HostDraining,
         Self::SessionStartFailed,
         Self::SessionPoolClosing,
@@ -140,6 +143,7 @@ impl Code {
             Self::SessionPoolGoldenFailed => "SessionPoolGoldenFailed",
             Self::SessionUnreachable => "SessionUnreachable",
             Self::HostCapacityReached => "HostCapacityReached",
+            Self::TokenIssuerUnavailable => "TokenIssuerUnavailable",
             Self::HostDraining => "HostDraining",
             Self::SessionStartFailed => "SessionStartFailed",
             Self::SessionPoolClosing => "SessionPoolClosing",
@@ -178,6 +182,7 @@ impl Code {
             }
             Self::SessionUnreachable => StatusCode::BAD_GATEWAY,
             Self::HostCapacityReached
+            | Self::TokenIssuerUnavailable
             | Self::HostDraining
             | Self::SessionStartFailed
             | Self::SessionPoolClosing

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use tokio::task::JoinSet;
 
 use super::*;
+use crate::access::{Audiences, Authority, DEFAULT_AUDIENCES};
 use crate::store::{HostStore, Records};
 
 const SESSIONS: usize = 1000;
@@ -67,6 +68,44 @@ async fn thousand_sessions_of_one_pool_answer_end_and_leave_nothing() {
     let store = HostStore::open(&native.paths.store, &native.paths.sessions).unwrap();
     let records = Records::new(Arc::new(store));
     assert_eq!(records.sessions().await.unwrap(), []);
+}
+
+/// Whether a token is good for an appliance with this store.
+async fn is_good(paths: &Paths, token: &str) -> bool {
+    let store = HostStore::open(&paths.store, &paths.sessions).unwrap();
+    let audiences = Audiences::new(DEFAULT_AUDIENCES.map(str::to_owned));
+    let records = Records::new(Arc::new(store));
+    let authority = Authority::open(records, audiences, Vec::new())
+        .await
+        .unwrap();
+    let value = format!("Bearer {token}").parse().unwrap();
+    let headers = [(http::header::AUTHORIZATION, value)].into_iter().collect();
+    authority.check(&headers).await.is_ok()
+}
+
+/// A revocation that was answered was written, and keys that were rotated are those of the next process.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn token_that_was_revoked_is_no_good_to_the_next_process_however_this_one_ends() {
+    let Some(native) = Native::start("revoked").await else {
+        return;
+    };
+    let mut made = Vec::new();
+    for _ in 0..3 {
+        let (status, answer) = native.admin().send("POST", "/tokens", "{}").await;
+        assert_eq!(status, 200, "{answer}");
+        let text = |field: &str| answer[field].as_str().unwrap().to_owned();
+        made.push((text("id"), text("token")));
+        let (status, answer) = native.admin().send("POST", "/tokens/rotate", "{}").await;
+        assert_eq!(status, 200, "{answer}");
+    }
+    let revoked = &made[1];
+    let path = format!("/tokens/{}", revoked.0);
+    let (status, answer) = native.admin().send("DELETE", &path, "").await;
+    assert_eq!(status, 200, "{answer}");
+    let native = native.kill();
+    for (id, token) in &made {
+        assert_eq!(is_good(&native.paths, token).await, *id != revoked.0);
+    }
 }
 
 /// What is answered was written before, and is there for the next process whenever this one ends.

@@ -15,15 +15,19 @@ pub async fn config(
     host: &RegistryHost,
     ca_file: Option<PathBuf>,
 ) -> Result<ClientConfig, ImageError> {
-    let made = tokio::task::spawn_blocking(move || trusting(ca_file.as_deref())).await;
-    made.map_err(|error| ImageError::unreachable(format!("Cannot prepare TLS: {error}")))?
-        .map_err(|cause| ImageError::unreachable(format!("{cause} (registry {host})")))
+    let host = host.clone();
+    let made = tokio::task::spawn_blocking(move || {
+        trusting(ca_file.as_deref())
+            .map_err(|cause| ImageError::unreachable(format!("{host}: {cause}")))
+    });
+    made.await
+        .map_err(|error| ImageError::unreachable(format!("Cannot prepare TLS: {error}")))?
 }
 
-/// TLS with a server that is trusted by this host, or by the certificates in a file.
+/// Trusts the host's certificates, and those in the file.
 pub fn trusting(ca_file: Option<&Path>) -> Result<ClientConfig, String> {
     let mut roots = RootCertStore::empty();
-    // A host without certificates can still reach a server whose own are named.
+    // A host without certificates can still speak with those whose own are named.
     roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
     if let Some(path) = ca_file {
         add(&mut roots, path)
