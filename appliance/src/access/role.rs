@@ -33,15 +33,21 @@ impl Role {
         }
     }
 
-    /// What the cloud service calls it: the role's name and, where it is known, its id.
-    const fn names_in_azure(self) -> &'static [&'static str] {
+    /// What the cloud service calls it: the role's name and its id.
+    const fn names_in_azure(self) -> [&'static str; 2] {
         match self {
-            Self::SessionExecutor => &[
+            Self::SessionExecutor => [
                 "Azure ContainerApps Session Executor",
                 "0fb8eba5-a2bb-4abe-b1c1-49dfad359bb0",
             ],
-            Self::PoolContributor => &["Container Apps SessionPools Contributor"],
-            Self::Reader => &["Container Apps SessionPools Reader"],
+            Self::PoolContributor => [
+                "Container Apps SessionPools Contributor",
+                "f7669afb-68b2-44b4-9c5f-6d2a47fddda0",
+            ],
+            Self::Reader => [
+                "Container Apps SessionPools Reader",
+                "af61e8fc-2633-4b95-bed3-421ad6826515",
+            ],
         }
     }
 }
@@ -57,8 +63,8 @@ impl FromStr for Role {
 
     fn from_str(text: &str) -> Result<Self, UnknownRole> {
         let is_called = |role: &Self| {
-            let azure = role.names_in_azure().iter();
-            role.as_str() == text || azure.clone().any(|name| name.eq_ignore_ascii_case(text))
+            let mut azure = role.names_in_azure().into_iter();
+            role.as_str() == text || azure.any(|name| name.eq_ignore_ascii_case(text))
         };
         Self::ALL.into_iter().find(is_called).ok_or(UnknownRole)
     }
