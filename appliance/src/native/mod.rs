@@ -12,6 +12,7 @@
 //! the right length), and one that is restored is a new agent. Since all guests share this machine's loopback, each
 //! gets a port of its own: the warden puts it into the container's description on its way to the agent.
 
+mod azure_sdk;
 mod bench;
 mod bench_images;
 mod client;

@@ -8,7 +8,7 @@ use anyhow::Result;
 use crate::cache::Cache;
 use crate::suite::Report;
 use crate::workspace::Workspace;
-use crate::{command, guest, packages, suite};
+use crate::{azure_sdk, command, guest, packages, suite};
 
 /// `cargo dev check`
 pub fn run(workspace: &Workspace) -> Result<Report> {
@@ -18,8 +18,10 @@ pub fn run(workspace: &Workspace) -> Result<Report> {
 /// The same, with variables that name what some unit tests need.
 pub fn run_with(workspace: &Workspace, variables: &[(&str, PathBuf)]) -> Result<Report> {
     // The appliance embeds the guest, so that even its lints need one.
-    guest::build(workspace, &Cache::open()?)?;
+    let cache = Cache::open()?;
+    guest::build(workspace, &cache)?;
     packages::ensure(workspace, &[packages::CHECK])?;
+    let sdk = azure_sdk::environments(workspace, &cache)?;
     titled(
         "Format",
         workspace.cargo().args(["fmt", "--all", "--check"]),
@@ -51,6 +53,7 @@ pub fn run_with(workspace: &Workspace, variables: &[(&str, PathBuf)]) -> Result<
     let mut tests = workspace.cargo();
     tests
         .args(["test", "--workspace", "--exclude", "e2e"])
+        .env(azure_sdk::VARIABLE, sdk)
         .envs(variables.iter().map(|(name, value)| (*name, value)));
     let report = suite::run_here(&mut tests)?;
     eprintln!("Checked: {report}");

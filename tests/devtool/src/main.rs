@@ -3,6 +3,7 @@
 //! It installs what is missing, builds the guest, boots the lab, runs the tests and starts the appliance. It talks to
 //! `cabana` only as a user would: through the command line and HTTPS.
 
+mod azure_sdk;
 mod bench;
 mod cache;
 mod check;

@@ -35,6 +35,8 @@ pub const LAB: &[&str] = &[
 pub const IMAGES: &[&str] = &["mmdebstrap", "umoci"];
 /// What the unit tests pull images from.
 pub const CHECK: &[&str] = &["docker-registry"];
+/// What client libraries are installed with.
+pub const PYTHON: &[&str] = &["python3", "python3-venv"];
 /// What `cargo dev up` calls the appliance with.
 pub const CLIENT: &[&str] = &["curl"];
 
