@@ -264,11 +264,11 @@ pub fn endpoint(pool: &str) -> String {
     format!("/subscriptions/{SUBSCRIPTION}/resourceGroups/{RESOURCE_GROUP}/sessionPools/{pool}")
 }
 
-/// The pool's address for the administration, or that of something in it.
+/// The pool's address for the administration, or that of something in it. In the version that shows all there is.
 fn resource(pool: &str, inside: &str) -> String {
     format!(
         "/subscriptions/{SUBSCRIPTION}/resourceGroups/{RESOURCE_GROUP}/providers/Microsoft.App/sessionPools/{pool}{inside}\
-         ?api-version=2026-07-01"
+         ?api-version=2025-10-02-preview"
     )
 }
 
