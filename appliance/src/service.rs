@@ -25,7 +25,7 @@ use crate::config::Checked;
 use crate::exit::chain;
 use crate::front::refusal::{Code, Refusal};
 use crate::front::tls::{self, ServedCertificate};
-use crate::front::{Front, listener};
+use crate::front::{Front, Limits, listener};
 use crate::golden::{self, Goldens, HostLauncher, defaults};
 use crate::images::registry::{Patience, PullRequest, Puller, Reference, Reporter};
 use crate::images::{self, ImageError, ImageRecord};
@@ -135,6 +135,7 @@ pub async fn run(
         authority: Arc::clone(&authority),
         arm: Arc::clone(&arm),
         domain: config.domain.clone(),
+        limits: Limits::new(config.limits.clone()),
     });
     let stop = Arc::<Notify>::default();
     let admin = Arc::new(Admin {

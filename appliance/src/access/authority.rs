@@ -16,7 +16,6 @@ use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
-use super::Claims;
 use super::audience::{Audiences, Named};
 use super::bearer::{self, invalid};
 use super::failures::Failures;
@@ -25,6 +24,7 @@ use super::ledger::{
     ChangeError, Fallen, Issued, LEEWAY_SECONDS, Ledger, OpenError, Rotated, TokenOrder, now,
 };
 use super::payload::{ISSUER, Payload};
+use super::{Claims, TokenHash};
 use crate::front::refusal::{Code, Refusal};
 use crate::store::{Records, StoreError, TokenRecord};
 
@@ -95,14 +95,15 @@ impl Authority {
     pub async fn check(&self, headers: &HeaderMap) -> Result<Arc<Claims>, Refusal> {
         let token = bearer::token(headers)?;
         // Found by its hash, so that the time of a look-up says nothing about tokens.
-        let hash: [u8; 32] = Sha256::digest(token.as_bytes()).into();
+        let hash: TokenHash = Sha256::digest(token.as_bytes()).into();
         if let Some(checked) = self.remembered(&hash)
             && checked.is_current().await
         {
             self.stands(&checked)?;
             return Ok(checked.claims);
         }
-        let checked = self.verify(token).await?;
+        let mut checked = self.verify(token).await?;
+        checked.claims = Arc::new(Arc::unwrap_or_clone(checked.claims).of(hash));
         self.stands(&checked)?;
         let claims = Arc::clone(&checked.claims);
         self.remember(hash, checked);

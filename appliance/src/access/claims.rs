@@ -35,16 +35,33 @@ impl Scope<'_> {
     }
 }
 
+/// SHA-256 of a token.
+pub type TokenHash = [u8; 32];
+
 /// What a checked token says.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Claims {
+    token: TokenHash,
     /// Each stands for itself: the roles of one hold in its own scope only.
     grants: Vec<Grant>,
 }
 
 impl Claims {
     pub(super) fn new(grants: Vec<Grant>) -> Self {
-        Self { grants }
+        Self {
+            token: TokenHash::default(),
+            grants,
+        }
+    }
+
+    /// Those of this token.
+    pub(super) fn of(self, token: TokenHash) -> Self {
+        Self { token, ..self }
+    }
+
+    /// Names the token: its hash, which opens nothing.
+    pub fn token(&self) -> TokenHash {
+        self.token
     }
 
     /// Whether the bearer has one of `roles` in this scope. The refusal is the same whether anything is there or not.

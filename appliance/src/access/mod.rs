@@ -25,7 +25,7 @@ pub mod testing;
 
 pub use audience::{Audiences, DEFAULT_AUDIENCES};
 pub use authority::Authority;
-pub use claims::{Claims, Scope};
+pub use claims::{Claims, Scope, TokenHash};
 pub use grant::{Grant, IdentifierRule};
 pub use issuers::{GrantRule, IssuerSettings, KeysFrom, may_be_asked};
 pub use ledger::{ChangeError, MAX_TOKEN_TTL, TokenOrder};

@@ -8,8 +8,9 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::Paths;
+use super::limits::FrontLimits;
 use super::raw::RawConfig;
-use super::{access, images};
+use super::{access, images, limits as front_limits};
 use crate::access::IssuerSettings;
 use crate::dns_name::is_dns_name;
 use crate::images::Limits;
@@ -74,6 +75,8 @@ pub struct Checked {
     pub registries: Registries,
     /// What an image may take while it is pulled, imported and unpacked.
     pub image_limits: Limits,
+    /// What the front door lets clients take.
+    pub limits: FrontLimits,
     pub paths: Paths,
 }
 
@@ -217,6 +220,7 @@ fn check(raw: RawConfig, paths: Paths, overrides: &Overrides) -> Result<Checked,
             .transpose()?,
         registries: images::registries(raw.registries)?,
         image_limits: images::limits(raw.image_limits)?,
+        limits: front_limits::limits(raw.limits)?,
         paths,
     })
 }
@@ -460,6 +464,10 @@ mod tests {
             ("image_limits.layer_mib", "-1"),
             ("image_limits.path_bytes", "4096"),
             ("image_limits.layers", "1"),
+            ("limits", "3"),
+            ("limits.header_bytes", "1023"),
+            ("limits.request_seconds", "0"),
+            ("limits.request", "1"),
         ];
         for (key, value) in cases {
             let line = refusal(&format!("{key} = {value}"));

@@ -7,8 +7,10 @@
 mod access;
 mod checked;
 mod images;
+mod limits;
 mod paths;
 mod raw;
 
 pub use checked::{Checked, ConfigError, Overrides, load};
+pub use limits::{FrontLimits, LONGEST_HEAD};
 pub use paths::Paths;

@@ -21,4 +21,5 @@ pub struct RawConfig {
     pub image_cache_limit: Option<toml::Value>,
     pub registries: Option<toml::Value>,
     pub image_limits: Option<toml::Value>,
+    pub limits: Option<toml::Value>,
 }

@@ -9,12 +9,15 @@ use bytes::Bytes;
 use http::{Method, Response, StatusCode, Version};
 use http_body_util::Full;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
-use hyper::client::conn::http1::SendRequest;
 use tokio::sync::mpsc;
+use tokio::time::{Sleep, sleep_until};
 use uuid::Uuid;
 
+use super::limit::Place;
+use super::paced::Busy;
 use super::refusal::{Code, Refusal};
-use crate::pool::{Lease, PoolName, RequestBody, Upstream};
+use crate::access::TokenHash;
+use crate::pool::{BodyError, Connection, Lease, PoolName, Upstream};
 
 /// What is said about a request when it has ended. It never holds an identifier, a token, a path or
 /// a payload.
@@ -34,6 +37,18 @@ pub struct RequestLog {
     pub bytes_out: u64,
     /// Cleared when the answer was cut short, by either side.
     pub complete: bool,
+    /// What the request takes of the limits until it has ended.
+    pub takes: Takes,
+}
+
+/// See [`RequestLog::takes`].
+#[derive(Debug, Default)]
+pub struct Takes {
+    pub connection: Option<Busy>,
+    pub token: Option<Place<TokenHash>>,
+    pub session: Option<Place<Uuid>>,
+    /// When it has had all the time that there is for a request.
+    pub deadline: Option<tokio::time::Instant>,
 }
 
 impl RequestLog {
@@ -52,6 +67,7 @@ impl RequestLog {
             started: Instant::now(),
             bytes_out: 0,
             complete: false,
+            takes: Takes::default(),
         }
     }
 }
@@ -94,6 +110,9 @@ pub fn refuse(mut refusal: Refusal, operation: &str, mut log: RequestLog) -> Res
 /// The body of every answer of the front door.
 pub struct AnswerBody {
     source: Source,
+    /// How it broke off, told one turn later: what came before it is sent meanwhile, and would be dropped otherwise.
+    broken: Option<BodyError>,
+    deadline: Option<Pin<Box<Sleep>>>,
     /// Absent when a tunnel goes on after this answer: it has the line then.
     log: Option<RequestLog>,
 }
@@ -112,7 +131,7 @@ enum Source {
 pub struct Hold {
     pub lease: Lease,
     pub upstream: Arc<Upstream>,
-    pub sender: SendRequest<RequestBody>,
+    pub connection: Connection,
 }
 
 impl AnswerBody {
@@ -120,6 +139,8 @@ impl AnswerBody {
     pub fn own(bytes: Bytes, log: Option<RequestLog>) -> Self {
         Self {
             source: Source::Own(Full::new(bytes)),
+            broken: None,
+            deadline: None,
             log,
         }
     }
@@ -128,6 +149,8 @@ impl AnswerBody {
     pub fn lines(lines: mpsc::Receiver<Bytes>, log: RequestLog) -> Self {
         Self {
             source: Source::Lines(lines),
+            broken: None,
+            deadline: None,
             log: Some(log),
         }
     }
@@ -139,6 +162,8 @@ impl AnswerBody {
                 body,
                 hold: Some(hold),
             },
+            broken: None,
+            deadline: log.takes.deadline.map(|at| Box::pin(sleep_until(at))),
             log: Some(log),
         };
         if this.is_end_stream() {
@@ -156,10 +181,10 @@ impl AnswerBody {
             && let Some(Hold {
                 lease,
                 upstream,
-                sender,
+                connection,
             }) = hold.take()
         {
-            upstream.keep(sender);
+            upstream.keep(connection);
             drop(lease);
         }
     }
@@ -167,12 +192,15 @@ impl AnswerBody {
 
 impl Body for AnswerBody {
     type Data = Bytes;
-    type Error = hyper::Error;
+    type Error = BodyError;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        if let Some(error) = self.broken.take() {
+            return Poll::Ready(Some(Err(error)));
+        }
         let frame = match &mut self.source {
             Source::Own(body) => Pin::new(body)
                 .poll_frame(context)
@@ -180,7 +208,26 @@ impl Body for AnswerBody {
             Source::Lines(lines) => lines
                 .poll_recv(context)
                 .map(|line| line.map(|line| Ok(Frame::data(line)))),
-            Source::Container { body, .. } => Pin::new(body).poll_frame(context),
+            Source::Container { body, hold } => {
+                match (Pin::new(&mut *body).poll_frame(context), hold) {
+                    (Poll::Pending, Some(hold)) => {
+                        hold.connection.drive(context);
+                        Pin::new(body).poll_frame(context)
+                    }
+                    (polled, _) => polled,
+                }
+            }
+        };
+        let frame = frame.map(|ready| ready.map(|frame| frame.map_err(BodyError::from)));
+        let late = frame.is_pending()
+            && self
+                .deadline
+                .as_mut()
+                .is_some_and(|deadline| deadline.as_mut().poll(context).is_ready());
+        let frame = if late {
+            Poll::Ready(Some(Err(BodyError::OutOfTime)))
+        } else {
+            frame
         };
         if let Poll::Ready(ready) = &frame {
             match ready {
@@ -195,13 +242,18 @@ impl Body for AnswerBody {
                     }
                 }
                 Some(Err(error)) => {
-                    let error = anyhow::anyhow!("the container's answer broke off: {error}");
+                    let error = anyhow::anyhow!("the answer broke off: {error}");
                     if let Some(log) = &mut self.log {
                         log.cause = Some(error);
                     }
                 }
                 None => self.finish(),
             }
+        }
+        if let Poll::Ready(Some(Err(error))) = frame {
+            self.broken = Some(error);
+            context.waker().wake_by_ref();
+            return Poll::Pending;
         }
         frame
     }

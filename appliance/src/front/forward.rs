@@ -8,15 +8,15 @@ use anyhow::Context;
 use http::header;
 use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, Version};
-use http_body_util::{BodyExt, Empty};
 use hyper::body::{Body, Incoming};
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
+use tokio::time::timeout_at;
 
 use super::answer::{AnswerBody, Hold, RequestLog, refuse};
 use super::headers;
 use super::refusal::{Code, OPERATION_ID_HEADER, Refusal};
-use crate::pool::{Connection, Lease, RequestBody, Upstream};
+use crate::pool::{BodyError, BodyLimits, Connection, Lease, RequestBody, Upstream};
 
 /// A request that is cleared to go to a session.
 pub struct Outgoing {
@@ -28,6 +28,7 @@ pub struct Outgoing {
     pub peer: IpAddr,
     /// What the answer carries as its `operation-id`.
     pub operation: String,
+    pub body_limits: BodyLimits,
 }
 
 /// Sends the request and returns the answer as soon as its head is there. The lease lives until the
@@ -40,12 +41,21 @@ pub async fn forward(outgoing: Outgoing, mut log: RequestLog) -> Response<Answer
         host,
         peer,
         operation,
+        body_limits,
     } = outgoing;
     let upgrade = headers::upgrade_wanted(request.headers(), request.version());
     let client_side = upgrade.is_some().then(|| hyper::upgrade::on(&mut request));
-    let request = prepare(request, target, &host, peer, upgrade);
+    let request = prepare(request, target, &host, peer, upgrade, body_limits);
     let upstream = Arc::clone(&lease.upstream);
-    let (mut response, sender) = match send(&upstream, request).await {
+    let sending = send(&upstream, request);
+    let sent = match log.takes.deadline {
+        Some(deadline) => timeout_at(deadline, sending).await.unwrap_or_else(|_| {
+            let message = "The container did not answer in the time that a request may take";
+            Err(Refusal::new(Code::RequestTimeLimitReached, message))
+        }),
+        None => sending.await,
+    };
+    let (mut response, mut connection) = match sent {
         Ok(answered) => answered,
         Err(refusal) => return refuse(refusal, &operation, log),
     };
@@ -57,6 +67,7 @@ pub async fn forward(outgoing: Outgoing, mut log: RequestLog) -> Response<Answer
             return refuse(refusal, &operation, log);
         };
         let container_side = hyper::upgrade::on(&mut response);
+        connection.detach();
         tokio::spawn(tunnel(client_side, container_side, lease, log));
         let (parts, _) = response.into_parts();
         let body = AnswerBody::own(bytes::Bytes::new(), None);
@@ -68,7 +79,7 @@ pub async fn forward(outgoing: Outgoing, mut log: RequestLog) -> Response<Answer
         Hold {
             lease,
             upstream,
-            sender,
+            connection,
         },
         log,
     );
@@ -82,6 +93,7 @@ fn prepare(
     host: &str,
     peer: IpAddr,
     upgrade: Option<HeaderValue>,
+    limits: BodyLimits,
 ) -> Request<RequestBody> {
     let (mut parts, body) = request.into_parts();
     headers::to_container(&mut parts.headers, peer, host, upgrade);
@@ -95,18 +107,10 @@ fn prepare(
             HeaderValue::from_static("chunked"),
         );
     }
-    let body = if ended {
-        Empty::new().map_err(|never| match never {}).boxed()
-    } else {
-        body.boxed()
-    };
-    Request::from_parts(parts, body)
+    Request::from_parts(parts, RequestBody::new(body, limits))
 }
 
-type Answered = (
-    Response<Incoming>,
-    hyper::client::conn::http1::SendRequest<RequestBody>,
-);
+type Answered = (Response<Incoming>, Connection);
 
 /// Sends on a kept connection if there is one. The container may have closed it at this very moment:
 /// then the request is sent once more on a new one, if it was not sent at all, or if sending it twice
@@ -115,10 +119,11 @@ async fn send(
     upstream: &Arc<Upstream>,
     request: Request<RequestBody>,
 ) -> Result<Answered, Refusal> {
-    let Connection { mut sender, reused } = connect(upstream.connection()).await?;
+    let mut connection = connect(upstream.connection()).await?;
+    let reused = connection.reused;
     let copy = (reused && is_replayable(&request)).then(|| copy_of(&request));
-    let mut failed = match sender.try_send_request(request).await {
-        Ok(response) => return Ok((response, sender)),
+    let mut failed = match connection.send(request).await {
+        Ok(response) => return Ok((response, connection)),
         Err(failed) => failed,
     };
     let again = if reused {
@@ -129,10 +134,10 @@ async fn send(
     let Some(again) = again else {
         return Err(broken(failed.into_error()));
     };
-    let Connection { mut sender, .. } = connect(upstream.new_connection()).await?;
-    match sender.send_request(again).await {
-        Ok(response) => Ok((response, sender)),
-        Err(error) => Err(broken(error)),
+    let mut connection = connect(upstream.new_connection()).await?;
+    match connection.send(again).await {
+        Ok(response) => Ok((response, connection)),
+        Err(failed) => Err(broken(failed.into_error())),
     }
 }
 
@@ -146,7 +151,18 @@ async fn connect(
 }
 
 fn broken(error: hyper::Error) -> Refusal {
-    let (code, message) = if error.is_parse() {
+    let body = std::error::Error::source(&error).and_then(|source| source.downcast_ref());
+    let (code, message) = if let Some(BodyError::TooLong) = body {
+        (
+            Code::PayloadTooLarge,
+            "The body of the request is longer than this host takes",
+        )
+    } else if let Some(BodyError::Stalled) = body {
+        (
+            Code::RequestBodyTimeout,
+            "The container waits for the body of the request, and the client does not send it",
+        )
+    } else if error.is_parse() {
         (
             Code::SessionUnreachable,
             "The container's answer is not HTTP",
@@ -181,7 +197,7 @@ fn is_replayable(request: &Request<RequestBody>) -> bool {
 }
 
 fn copy_of(request: &Request<RequestBody>) -> Request<RequestBody> {
-    let mut copy = Request::new(Empty::new().map_err(|never| match never {}).boxed());
+    let mut copy = Request::new(RequestBody::default());
     *copy.method_mut() = request.method().clone();
     *copy.uri_mut() = request.uri().clone();
     *copy.headers_mut() = request.headers().clone();
@@ -229,7 +245,13 @@ async fn tunnel(client: OnUpgrade, container: OnUpgrade, lease: Lease, mut log: 
         let (_, out) = copied.context("the tunnel broke off")?;
         anyhow::Ok(out)
     };
-    match joined.await {
+    let joined = match log.takes.deadline {
+        Some(deadline) => timeout_at(deadline, joined)
+            .await
+            .unwrap_or_else(|_| Err(BodyError::OutOfTime.into())),
+        None => joined.await,
+    };
+    match joined {
         Ok(bytes_out) => {
             log.bytes_out = bytes_out;
             log.complete = true;

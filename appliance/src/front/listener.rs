@@ -18,14 +18,13 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
 use super::Front;
+use super::limit::Gauge;
+use super::paced::{Activity, Paced};
+use crate::config::{FrontLimits, LONGEST_HEAD};
 
-/// Open connections at once; more wait in the kernel's queue.
-const MAX_CONNECTIONS: usize = 16_384;
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
-/// For the head of a request, and how long a connection may lie idle between two.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(60);
-/// Longest head of a request, and most of a body that is read ahead of the container.
-const BUFFER_BYTES: usize = 64 << 10;
+/// So many headers are always read, so that there is an answer of ours to too many.
+const HEADERS: usize = 200;
 const MAX_STREAMS: u32 = 256;
 /// A client that vanished without a word is noticed after this.
 const PROBE_INTERVAL: Duration = Duration::from_secs(30);
@@ -43,7 +42,10 @@ pub async fn serve(
     mut shutdown: watch::Receiver<bool>,
 ) {
     let acceptor = TlsAcceptor::from(tls);
-    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let rules = front.limits.rules.clone();
+    // More wait in the kernel's queue.
+    let places = Arc::new(Semaphore::new(rules.connections));
+    let addresses = Gauge::new(rules.connections_per_address);
     let mut connections = JoinSet::new();
     loop {
         let accepted = tokio::select! {
@@ -53,10 +55,15 @@ pub async fn serve(
         };
         match accepted {
             Ok((stream, peer, place)) => {
+                // Before TLS nothing can be said, and a handshake is what costs most.
+                let Some(of_address) = addresses.take(peer.ip()) else {
+                    tracing::debug!(%peer, "too many connections from one address");
+                    continue;
+                };
                 let (acceptor, front) = (acceptor.clone(), Arc::clone(&front));
                 let shutdown = shutdown.clone();
                 connections.spawn(async move {
-                    let _place = place;
+                    let _places = (place, of_address);
                     connection(stream, peer, acceptor, front, shutdown).await;
                 });
             }
@@ -109,23 +116,33 @@ async fn connection(
             "cannot tune a connection"
         );
     }
-    let stream = match tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await {
+    let rules = &front.limits.rules;
+    let (stall, idle) = (rules.stall, rules.idle);
+    let shake = acceptor.accept(Paced::new(stream, stall));
+    let stream = match tokio::time::timeout(HANDSHAKE_TIMEOUT, shake).await {
         Ok(Ok(stream)) => stream,
         // Scanners and clients that do not trust the CA: nothing an operator must act on.
         Ok(Err(error)) => return tracing::debug!(%peer, %error, "TLS handshake failed"),
         Err(_) => return tracing::debug!(%peer, "TLS handshake took too long"),
     };
+    let builder = builder(&stream, rules);
+    let activity = Activity::new();
+    let requests = activity.clone();
     let service = service_fn(move |request| {
-        let front = Arc::clone(&front);
-        async move { Ok::<_, std::convert::Infallible>(front.handle(request, peer.ip()).await) }
+        let (front, busy) = (Arc::clone(&front), requests.request());
+        async move { Ok::<_, std::convert::Infallible>(front.handle(request, peer.ip(), busy).await) }
     });
-    let builder = builder(&stream);
     let mut serving = pin!(builder.serve_connection_with_upgrades(TokioIo::new(stream), service));
     let ended = tokio::select! {
         ended = serving.as_mut() => ended,
         () = stopped(&mut shutdown) => {
             serving.as_mut().graceful_shutdown();
             serving.await
+        }
+        () = activity.idle_for(idle) => {
+            serving.as_mut().graceful_shutdown();
+            // Who does not take leave is cut.
+            tokio::time::timeout(PROBE_TIMEOUT, serving).await.unwrap_or(Ok(()))
         }
     };
     if let Err(error) = ended {
@@ -134,19 +151,23 @@ async fn connection(
 }
 
 /// The protocol is the one that was agreed in the handshake, never guessed from the first bytes.
-fn builder(stream: &TlsStream<TcpStream>) -> auto::Builder<TokioExecutor> {
+fn builder(
+    stream: &TlsStream<Paced<TcpStream>>,
+    rules: &FrontLimits,
+) -> auto::Builder<TokioExecutor> {
     let mut builder = auto::Builder::new(TokioExecutor::new());
     builder
         .http1()
         .timer(TokioTimer::new())
-        .header_read_timeout(HEAD_TIMEOUT)
-        .max_buf_size(BUFFER_BYTES)
+        .header_read_timeout(rules.head)
+        .max_headers(rules.header_count.max(HEADERS))
+        .max_buf_size(LONGEST_HEAD)
         .preserve_header_case(true);
     builder
         .http2()
         .timer(TokioTimer::new())
         .max_concurrent_streams(MAX_STREAMS)
-        .max_header_list_size(u32::try_from(BUFFER_BYTES).unwrap_or(u32::MAX))
+        .max_header_list_size(u32::try_from(LONGEST_HEAD).unwrap_or(u32::MAX))
         .keep_alive_interval(PROBE_INTERVAL)
         .keep_alive_timeout(PROBE_TIMEOUT);
     if stream.get_ref().1.alpn_protocol() == Some(b"h2") {

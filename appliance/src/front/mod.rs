@@ -19,7 +19,9 @@ pub mod tls;
 
 mod forward;
 mod headers;
+mod limit;
 mod management;
+mod paced;
 mod route;
 
 pub use headers::upgrade_wanted;
@@ -30,25 +32,32 @@ mod tests;
 
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use http::uri::PathAndQuery;
 use http::{HeaderMap, Method, Request, Response, Version, header};
-use hyper::body::Incoming;
+use hyper::body::{Body as _, Incoming};
+use uuid::Uuid;
 
 use answer::{AnswerBody, RequestLog};
 use forward::{Outgoing, forward};
+use limit::Gauge;
 use management::{Asked, Caller, Reply};
+use paced::Busy;
 use refusal::{Code, OPERATION_ID_HEADER, Refusal};
 
-use crate::access::{Authority, Role};
+use crate::access::{Authority, Role, TokenHash};
 use crate::arm::call::Reply as ArmReply;
 use crate::arm::{self, Arm};
+use crate::config::FrontLimits;
 use crate::openapi;
-use crate::pool::Pools;
+use crate::pool::{BodyLimits, Pools};
 
 /// Longest `operation-id` of a client that is repeated in the answer.
 const MAX_OPERATION_ID: usize = 64;
+
+/// When somebody who has too many requests open may try again: one of them may have ended by then.
+const RETRY: Duration = Duration::from_secs(1);
 
 /// Answers requests. One for the whole process.
 pub struct Front {
@@ -57,12 +66,48 @@ pub struct Front {
     /// Answers for pools as resources.
     pub arm: Arc<Arm>,
     pub domain: Option<String>,
+    pub limits: Limits,
+}
+
+/// What clients may take, and what they have taken.
+pub struct Limits {
+    rules: FrontLimits,
+    tokens: Gauge<TokenHash>,
+    sessions: Gauge<Uuid>,
+}
+
+impl Limits {
+    pub fn new(rules: FrontLimits) -> Self {
+        Self {
+            tokens: Gauge::new(rules.requests_per_token),
+            sessions: Gauge::new(rules.requests_per_session),
+            rules,
+        }
+    }
+
+    fn of_bodies(&self) -> BodyLimits {
+        BodyLimits {
+            most_bytes: self.rules.body_bytes,
+            stall: Some(self.rules.stall),
+        }
+    }
 }
 
 impl Front {
     /// Answers one request; always with an answer, never with an error.
-    pub async fn handle(&self, request: Request<Incoming>, peer: IpAddr) -> Response<AnswerBody> {
+    pub async fn handle(
+        &self,
+        request: Request<Incoming>,
+        peer: IpAddr,
+        busy: Busy,
+    ) -> Response<AnswerBody> {
         let mut log = RequestLog::new(request.method().clone(), request.version());
+        log.takes.connection = Some(busy);
+        log.takes.deadline = self
+            .limits
+            .rules
+            .request
+            .map(|time| tokio::time::Instant::now() + time);
         let operation = operation_id(request.headers()).unwrap_or_else(|| log.trace.clone());
         match self.clear(request, peer, &operation, &mut log).await {
             Ok(Cleared::Forward(outgoing)) => forward(*outgoing, log).await,
@@ -82,6 +127,7 @@ impl Front {
         log: &mut RequestLog,
     ) -> Result<Cleared, Refusal> {
         let version = request.version();
+        limit::refuse_long_head(request.uri(), request.headers(), &self.limits.rules)?;
         headers::refuse_ambiguous(request.method(), request.headers(), version).map_err(
             |refusal| {
                 // Where this request ends may be in doubt too, so nothing after it is read.
@@ -97,6 +143,12 @@ impl Front {
         let host = authority_of(&request)?;
         let slash = PathAndQuery::from_static("/");
         let target = request.uri().path_and_query().unwrap_or(&slash);
+        log.takes.token = Some(self.limits.tokens.take(claims.token()).ok_or_else(|| {
+            let most = self.limits.rules.requests_per_token;
+            let message =
+                format!("{most} requests with this token are open, and more there may not be");
+            Refusal::new(Code::TokenRequestLimitReached, message).retry_after(RETRY)
+        })?);
         if route::is_document(
             host_name(&host),
             request.uri().path(),
@@ -143,11 +195,24 @@ impl Front {
         }
         let identifier = route::identifier(route.rest.query())?;
         claims.permit_session(scope, &identifier)?;
+        if let (Some(most), Some(length)) =
+            (self.limits.rules.body_bytes, request.size_hint().exact())
+            && length > most
+        {
+            let message = format!("The body of the request has more than {most} bytes");
+            return Err(Refusal::new(Code::PayloadTooLarge, message));
+        }
         let asked = Instant::now();
         let claimed = handle.claim(identifier).await;
         log.claim = Some(asked.elapsed());
         let lease = claimed?;
         log.session = Some(lease.session);
+        log.takes.session = Some(self.limits.sessions.take(lease.session).ok_or_else(|| {
+            let most = self.limits.rules.requests_per_session;
+            let message =
+                format!("{most} requests to this session are open, and more there may not be");
+            Refusal::new(Code::SessionRequestLimitReached, message).retry_after(RETRY)
+        })?);
         let operation = operation.to_owned();
         Ok(Cleared::Forward(Box::new(Outgoing {
             request,
@@ -156,6 +221,7 @@ impl Front {
             host,
             peer,
             operation,
+            body_limits: self.limits.of_bodies(),
         })))
     }
 }

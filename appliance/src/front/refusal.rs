@@ -65,11 +65,18 @@ pub enum Code {
     /// The appliance ended while it changed a pool.
     OperationInterrupted,
     SessionStartTimeout,
+    /// A client went beyond what `[limits]` lets it take.
+    RequestUrlTooLong,
+    RequestHeadersTooLarge,
+    RequestBodyTimeout,
+    SessionRequestLimitReached,
+    TokenRequestLimitReached,
+    RequestTimeLimitReached,
 }
 
 impl Code {
     /// Every code.
-    pub const ALL: [Self; 42] = [
+    pub const ALL: [Self; 48] = [
         Self::SessionRequestValidationFailed,
         Self::SessionRequestNotSupported,
         Self::SessionWithIdentifierNotFound,
@@ -112,6 +119,12 @@ impl Code {
         Self::SessionPoolClosing,
         Self::OperationInterrupted,
         Self::SessionStartTimeout,
+        Self::RequestUrlTooLong,
+        Self::RequestHeadersTooLarge,
+        Self::RequestBodyTimeout,
+        Self::SessionRequestLimitReached,
+        Self::TokenRequestLimitReached,
+        Self::RequestTimeLimitReached,
     ];
 
     /// As it is sent.
@@ -149,6 +162,12 @@ impl Code {
             Self::SessionPoolClosing => "SessionPoolClosing",
             Self::OperationInterrupted => "OperationInterrupted",
             Self::SessionStartTimeout => "SessionStartTimeout",
+            Self::RequestUrlTooLong => "RequestUrlTooLong",
+            Self::RequestHeadersTooLarge => "RequestHeadersTooLarge",
+            Self::RequestBodyTimeout => "RequestBodyTimeout",
+            Self::SessionRequestLimitReached => "SessionRequestLimitReached",
+            Self::TokenRequestLimitReached => "TokenRequestLimitReached",
+            Self::RequestTimeLimitReached => "RequestTimeLimitReached",
         }
     }
 
@@ -176,7 +195,9 @@ impl Code {
             Self::PayloadTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::MaxConcurrentSessionsReached
             | Self::TooManyOperations
-            | Self::TooManyFailedAttempts => StatusCode::TOO_MANY_REQUESTS,
+            | Self::TooManyFailedAttempts
+            | Self::SessionRequestLimitReached
+            | Self::TokenRequestLimitReached => StatusCode::TOO_MANY_REQUESTS,
             Self::InternalError | Self::SessionPoolGoldenFailed => {
                 StatusCode::INTERNAL_SERVER_ERROR
             }
@@ -187,7 +208,12 @@ impl Code {
             | Self::SessionStartFailed
             | Self::SessionPoolClosing
             | Self::OperationInterrupted => StatusCode::SERVICE_UNAVAILABLE,
-            Self::SessionStartTimeout => StatusCode::GATEWAY_TIMEOUT,
+            Self::SessionStartTimeout | Self::RequestTimeLimitReached => {
+                StatusCode::GATEWAY_TIMEOUT
+            }
+            Self::RequestUrlTooLong => StatusCode::URI_TOO_LONG,
+            Self::RequestHeadersTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+            Self::RequestBodyTimeout => StatusCode::REQUEST_TIMEOUT,
         }
     }
 }

@@ -13,15 +13,6 @@ const FOLDER_VARIABLE: &str = "CABANA_AZURE_SDK";
 const PROGRAM: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/src/native/azure_sdk.py");
 const VERSIONS: [&str; 3] = ["3.2.0", "4.0.0", "5.1.0"];
 
-impl Native {
-    async fn token(&self, role: &str) -> String {
-        let body = json!({ "roles": [role], "ttlSeconds": 3600 }).to_string();
-        let (status, answer) = self.admin().send("POST", "/tokens", body).await;
-        assert_eq!(status, 200, "{answer}");
-        answer["token"].as_str().unwrap().to_owned()
-    }
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn published_clients_make_list_change_and_delete_pools() {
     let Some(folder) = std::env::var_os(FOLDER_VARIABLE).map(PathBuf::from) else {

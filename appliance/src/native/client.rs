@@ -28,6 +28,11 @@ pub fn pool(name: &str) -> String {
     format!("{GROUP}/providers/Microsoft.App/sessionPools/{name}")
 }
 
+/// Where a pool is for its users.
+pub fn endpoint(name: &str) -> String {
+    format!("{GROUP}/sessionPools/{name}")
+}
+
 /// The administration socket.
 pub struct Admin<'a>(pub &'a Path);
 
@@ -91,7 +96,7 @@ impl Client {
     pub async fn send(&self, method: &str, pool: &str, tail: &str) -> hyper::Result<Answer> {
         let request = Request::builder()
             .method(method)
-            .uri(format!("{GROUP}/sessionPools/{pool}{tail}"))
+            .uri(format!("{}{tail}", endpoint(pool)))
             .header(header::HOST, "localhost")
             .header(header::AUTHORIZATION, format!("Bearer {}", self.token))
             .body(Full::default())

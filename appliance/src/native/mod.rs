@@ -16,6 +16,7 @@ mod azure_sdk;
 mod bench;
 mod bench_images;
 mod client;
+mod front_door;
 mod guest;
 mod pull;
 mod pull_faults;
@@ -23,6 +24,7 @@ mod tests;
 mod warden;
 
 use std::ffi::OsString;
+use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::AsFd;
@@ -101,11 +103,24 @@ struct Native {
 impl Native {
     /// With a root of its own and the image that pools are made of. `None`: programs are missing.
     async fn start(test: &str) -> Option<Self> {
-        Self::start_behind(test, |_| Vec::new()).await
+        Self::start_with(test, |_| Vec::new(), None).await
     }
 
     /// With a command in front of the appliance's own, which ends with that in its place.
     async fn start_behind(test: &str, command: impl FnOnce(&Paths) -> Vec<String>) -> Option<Self> {
+        Self::start_with(test, command, None).await
+    }
+
+    /// With a log that goes into a file, as on a server, and is not looked at.
+    async fn start_logging(test: &str, log: File) -> Option<Self> {
+        Self::start_with(test, |_| Vec::new(), Some(log)).await
+    }
+
+    async fn start_with(
+        test: &str,
+        command: impl FnOnce(&Paths) -> Vec<String>,
+        log: Option<File>,
+    ) -> Option<Self> {
         let programs = Programs::find(test)?;
         raise_descriptor_limit();
         // The state on a disk and the run folder in memory, as on a server.
@@ -124,7 +139,8 @@ impl Native {
             made.unwrap();
         }
         let claims = Arc::default();
-        let (process, warden) = launch(&programs, command(&paths), config, &listener, &claims);
+        let command = command(&paths);
+        let (process, warden) = launch(&programs, command, config, &listener, log, &claims);
         let this = Self {
             warden,
             programs,
@@ -146,8 +162,14 @@ impl Native {
         std::fs::remove_file(&self.paths.admin_socket).unwrap();
         let (config, listener) = configure(self.root.path());
         self.address = listener.local_addr().unwrap();
-        (self.process, self.warden) =
-            launch(&self.programs, Vec::new(), config, &listener, &self.claims);
+        (self.process, self.warden) = launch(
+            &self.programs,
+            Vec::new(),
+            config,
+            &listener,
+            None,
+            &self.claims,
+        );
         self.until("it serves again", || self.paths.admin_socket.exists())
             .await;
     }
@@ -222,11 +244,16 @@ impl Native {
 
     /// One that may ask for sessions of every pool.
     async fn client(&self) -> Client {
-        let body = json!({ "role": "session-executor", "ttlSeconds": 3600 }).to_string();
+        let token = self.token("session-executor").await;
+        Client::new(self.address, &self.paths.tls.join("ca.pem"), token)
+    }
+
+    /// For every pool.
+    async fn token(&self, role: &str) -> String {
+        let body = json!({ "role": role, "ttlSeconds": 3600 }).to_string();
         let (status, answer) = self.admin().send("POST", "/tokens", body).await;
         assert_eq!(status, 200, "{answer}");
-        let token = answer["token"].as_str().unwrap().to_owned();
-        Client::new(self.address, &self.paths.tls.join("ca.pem"), token)
+        answer["token"].as_str().unwrap().to_owned()
     }
 
     /// How long each request has waited for its session, as the appliance's log has it, since this was last asked. Waits
@@ -301,6 +328,7 @@ fn launch(
     command: Vec<String>,
     config: Checked,
     listener: &TcpListener,
+    log: Option<File>,
     claims: &Arc<Mutex<Vec<Duration>>>,
 ) -> (Child, Warden) {
     let (ours, theirs) = channel::pair().unwrap();
@@ -313,7 +341,7 @@ fn launch(
         .env_remove(FILTER_VARIABLE)
         .stdin(Stdio::from(theirs))
         .stdout(Stdio::null())
-        .stderr(Stdio::piped())
+        .stderr(log.map_or_else(Stdio::piped, Stdio::from))
         .spawn()
         .unwrap();
     let setup = ApplianceSetup {
@@ -324,7 +352,9 @@ fn launch(
     };
     let setup = serde_json::to_vec(&setup).unwrap();
     channel::send(ours.as_fd(), &setup, &[listener.as_fd()], false).unwrap();
-    read_log(process.stderr.take().unwrap(), Arc::clone(claims));
+    if let Some(log) = process.stderr.take() {
+        read_log(log, Arc::clone(claims));
+    }
     (process, Warden::start(ours, programs.clone()))
 }
 

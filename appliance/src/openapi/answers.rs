@@ -14,6 +14,20 @@ use crate::front::refusal::Code;
 pub const ERROR: &str = "Error";
 const JSON: &str = "application/json";
 
+/// What any request can be answered with before it is looked at closely.
+pub const ALWAYS: [Code; 10] = [
+    Code::SessionRequestValidationFailed,
+    Code::Unauthorized,
+    Code::Forbidden,
+    Code::ResourceNotFound,
+    Code::RequestUrlTooLong,
+    Code::RequestHeadersTooLarge,
+    Code::TooManyFailedAttempts,
+    Code::TokenRequestLimitReached,
+    Code::TokenIssuerUnavailable,
+    Code::InternalError,
+];
+
 /// A parameter of the path.
 pub fn in_path(name: &str, about: &str) -> ParameterBuilder {
     ParameterBuilder::new()

@@ -4,7 +4,7 @@ use utoipa::openapi::path::{HttpMethod, OperationBuilder, PathItem, PathItemBuil
 use utoipa::openapi::request_body::RequestBodyBuilder;
 use utoipa::openapi::{Required, ResponseBuilder};
 
-use super::answers::{ERROR, api_version, body, empty, header, in_path, json, refusing};
+use super::answers::{ALWAYS, ERROR, api_version, body, empty, header, in_path, json, refusing};
 use super::schema::{Described, list, moment, named, nullable, object, text, word};
 use crate::arm::properties;
 use crate::front::refusal::Code;
@@ -22,15 +22,10 @@ const OPERATION: &str = "Operation";
 const ENVIRONMENT: &str = "ManagedEnvironment";
 const ENVIRONMENT_LIST: &str = "ManagedEnvironmentList";
 
-/// What every call can be answered with before it is looked at closely.
-const ALWAYS: [Code; 7] = [
-    Code::SessionRequestValidationFailed,
+/// What every call can be answered with beside.
+const VERSIONED: [Code; 2] = [
     Code::MissingApiVersionParameter,
     Code::InvalidApiVersionParameter,
-    Code::Unauthorized,
-    Code::Forbidden,
-    Code::ResourceNotFound,
-    Code::InternalError,
 ];
 /// What a change is refused with at once. What goes wrong later is in its operation.
 const CHANGE: [Code; 9] = [
@@ -152,7 +147,7 @@ fn pool() -> PathItem {
             )
             .parameter(api_version())
     };
-    let change = [&ALWAYS[..], &CHANGE].concat();
+    let change = [&ALWAYS[..], &VERSIONED, &CHANGE].concat();
     let sent = |name| {
         RequestBodyBuilder::new()
             .content("application/json", body(named(name)))
@@ -161,7 +156,7 @@ fn pool() -> PathItem {
     };
     let get = refusing(
         at("getSessionPool", "Shows a pool, and what it holds now"),
-        &ALWAYS,
+        &asked(),
     )
     .response(
         "200",
@@ -190,6 +185,7 @@ fn pool() -> PathItem {
         at("deleteSessionPool", "Deletes a pool and ends its sessions"),
         &[
             &ALWAYS[..],
+            &VERSIONED,
             &[Code::PreconditionFailed, Code::TooManyOperations],
         ]
         .concat(),
@@ -202,6 +198,11 @@ fn pool() -> PathItem {
         .operation(HttpMethod::Patch, patch)
         .operation(HttpMethod::Delete, delete)
         .build()
+}
+
+/// What a call that changes nothing can be answered with.
+fn asked() -> Vec<Code> {
+    [&ALWAYS[..], &VERSIONED].concat()
 }
 
 fn tracked(answer: ResponseBuilder) -> ResponseBuilder {
@@ -227,17 +228,23 @@ fn lists(id: &str, tag: &str, of: &str, in_a_group: bool) -> OperationBuilder {
         .operation_id(Some(id))
         .summary(Some("Lists what the token may see"))
         .parameter(api_version());
-    refusing(operation, &ALWAYS).response("200", json("All of them", named(of)))
+    refusing(operation, &asked()).response("200", json("All of them", named(of)))
 }
 
 fn operation_status() -> OperationBuilder {
     let operation = of_operation("getOperationStatus", "How far a change is");
-    refusing(operation, &ALWAYS).response("200", json("How far", named(OPERATION)))
+    refusing(operation, &asked()).response("200", json("How far", named(OPERATION)))
 }
 
 fn operation_result() -> OperationBuilder {
     let operation = of_operation("getOperationResult", "What came of a change");
-    let failed = [&ALWAYS[..], &CHANGE, &[Code::SessionPoolContainerFailed]].concat();
+    let failed = [
+        &ALWAYS[..],
+        &VERSIONED,
+        &CHANGE,
+        &[Code::SessionPoolContainerFailed],
+    ]
+    .concat();
     let operation = refusing(operation, &failed)
         .response("200", json("The pool that came of it", named(POOL)))
         .response(
@@ -276,7 +283,7 @@ fn environment() -> OperationBuilder {
         ))
         .parameter(in_path("environmentName", "Any").schema(Some(text("").min_length(Some(1)))))
         .parameter(api_version());
-    refusing(operation, &ALWAYS).response("200", json("The environment", named(ENVIRONMENT)))
+    refusing(operation, &asked()).response("200", json("The environment", named(ENVIRONMENT)))
 }
 
 fn in_subscription(operation: OperationBuilder) -> OperationBuilder {

@@ -3,7 +3,7 @@
 use utoipa::openapi::path::{HttpMethod, OperationBuilder, PathItem, PathItemBuilder};
 use utoipa::openapi::{RefOr, Required, ResponseBuilder, Schema, Type};
 
-use super::answers::{api_version, in_path, in_query, json, refusing};
+use super::answers::{ALWAYS, api_version, in_path, in_query, json, refusing};
 use super::schema::{Described, integer, list, moment, named, nullable, object, text};
 use crate::front::refusal::Code;
 use crate::pool::IDENTIFIER_RULE;
@@ -12,16 +12,12 @@ const POOL: &str = "/subscriptions/{subscriptionId}/resourceGroups/{resourceGrou
 const SESSION: &str = "Session";
 const SESSIONS: &str = "SessionList";
 
-/// What every request can be answered with before it is looked at closely.
-const ALWAYS: [Code; 6] = [
-    Code::SessionRequestValidationFailed,
-    Code::Unauthorized,
-    Code::Forbidden,
-    Code::ResourceNotFound,
+/// What a request to a session can be answered with beside.
+const FORWARDED: [Code; 12] = [
     Code::SessionPoolNotFound,
-    Code::InternalError,
-];
-const FORWARDED: [Code; 8] = [
+    Code::RequestBodyTimeout,
+    Code::SessionRequestLimitReached,
+    Code::RequestTimeLimitReached,
     Code::MaxConcurrentSessionsReached,
     Code::SessionUnreachable,
     Code::HostCapacityReached,
@@ -119,6 +115,7 @@ fn management(name: &str, about: &str, of_a_session: bool) -> Only {
         .summary(Some(about))
         .parameter(api_version());
     let mut codes = ALWAYS.to_vec();
+    codes.push(Code::SessionPoolNotFound);
     codes.push(Code::SessionRequestNotSupported);
     if of_a_session {
         operation = operation.parameter(identifier());

@@ -30,6 +30,7 @@ mod names;
 mod pace;
 mod queue;
 mod registry;
+mod request_body;
 mod session;
 mod slot;
 mod stock;
@@ -46,7 +47,8 @@ pub use driver::Tools;
 pub use handle::{Lease, PoolHandle};
 pub use names::{FingerprintKey, IDENTIFIER_RULE, Identifier, POOL_NAME_RULE, PoolName};
 pub use registry::{Draining, PoolChangeError, Pools, Put};
-pub use upstream::{Connection, RequestBody, Upstream};
+pub use request_body::{BodyError, BodyLimits, RequestBody};
+pub use upstream::{Connection, Upstream};
 pub use uses::Uses;
 
 use std::time::{SystemTime, UNIX_EPOCH};

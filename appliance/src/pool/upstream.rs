@@ -1,22 +1,25 @@
 //! Connections to one session's container, kept for reuse.
 
+use std::future::poll_fn;
 use std::io;
+use std::pin::{Pin, pin};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::task::{Context, Waker};
 use std::time::Duration;
 
-use bytes::Bytes;
-use http_body_util::combinators::BoxBody;
+use http::{Request, Response};
+use hyper::body::Incoming;
+use hyper::client::conn::TrySendError;
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
 use tokio::time::Instant;
 
 use super::launcher::Guest;
+use super::request_body::{RequestBody, Sending};
 
-/// The body of a request on its way to a container.
-pub type RequestBody = BoxBody<Bytes, hyper::Error>;
-
-/// More idle connections than this are closed.
-const MAX_IDLE: usize = 32;
+/// More idle connections than this are closed. As many as one connection of a client may have requests at once.
+const MAX_IDLE: usize = 256;
 /// Servers close idle connections after some seconds (gunicorn: 2, Node: 5); a shorter time here makes
 /// it rare that both sides decide at once.
 const IDLE_FOR: Duration = Duration::from_millis(1500);
@@ -32,17 +35,80 @@ pub struct Upstream {
 /// Idle connections, the longest idle first.
 #[derive(Default)]
 struct Kept {
-    idle: Vec<(Instant, SendRequest<RequestBody>)>,
+    idle: Vec<(Instant, Connection)>,
     /// A task watches their age.
     watched: bool,
     closed: bool,
 }
 
+type Driver = Pin<Box<dyn Future<Output = hyper::Result<()>> + Send>>;
+
 /// A connection that may carry one request now.
+///
+/// It has no task of its own: whoever waits for its answer moves its bytes, so that between a container and
+/// its caller there is one task to wake and not two. Nobody looks at one that is idle before it is taken again.
 pub struct Connection {
-    pub sender: SendRequest<RequestBody>,
+    sender: SendRequest<RequestBody>,
+    /// `None` when a task has it, and when it is over.
+    driver: Option<Driver>,
+    /// Shared with the body of the request that is on it.
+    sending: Arc<Sending>,
     /// It has carried a request before, so the container may have closed it meanwhile.
     pub reused: bool,
+}
+
+impl Connection {
+    /// Gives the head of the answer.
+    #[allow(
+        clippy::result_large_err,
+        reason = "as hyper has it: the request comes back"
+    )]
+    pub async fn send(
+        &mut self,
+        mut request: Request<RequestBody>,
+    ) -> Result<Response<Incoming>, TrySendError<Request<RequestBody>>> {
+        self.sending = Arc::default();
+        request.body_mut().is_sent_by(Arc::clone(&self.sending));
+        let mut answer = pin!(self.sender.try_send_request(request));
+        let answered = poll_fn(|context| {
+            drive(&mut self.driver, context);
+            answer.as_mut().poll(context)
+        });
+        let answered = answered.await;
+        self.sending.answered.store(true, Ordering::Relaxed);
+        if Arc::strong_count(&self.sending) > 1 {
+            // It must go on also while the caller does not read the answer.
+            self.detach();
+        }
+        answered
+    }
+
+    /// Moves what can be moved now.
+    pub fn drive(&mut self, context: &mut Context<'_>) {
+        drive(&mut self.driver, context);
+    }
+
+    /// From here on a task moves the bytes, whether anybody waits for them or not.
+    pub fn detach(&mut self) {
+        if let Some(driver) = self.driver.take() {
+            // How it ended is told to the request that was on it.
+            tokio::spawn(async move { drop(driver.await) });
+        }
+    }
+
+    /// Whether it can carry another request. An end that has come meanwhile is seen here.
+    fn is_usable(&mut self) -> bool {
+        self.drive(&mut Context::from_waker(Waker::noop()));
+        self.sender.is_ready() && !self.sender.is_closed()
+    }
+}
+
+fn drive(driver: &mut Option<Driver>, context: &mut Context<'_>) {
+    if let Some(connection) = driver
+        && connection.as_mut().poll(context).is_ready()
+    {
+        *driver = None;
+    }
 }
 
 impl Upstream {
@@ -62,10 +128,7 @@ impl Upstream {
     /// A kept connection, or a new one.
     pub async fn connection(&self) -> io::Result<Connection> {
         match self.take_idle() {
-            Some(sender) => Ok(Connection {
-                sender,
-                reused: true,
-            }),
+            Some(connection) => Ok(connection),
             None => self.new_connection().await,
         }
     }
@@ -79,30 +142,30 @@ impl Upstream {
             .handshake(TokioIo::new(stream))
             .await
             .map_err(io::Error::other)?;
-        tokio::spawn(async move {
-            // How it ended is told to the request that was on it.
-            let _ = connection.with_upgrades().await;
-        });
         Ok(Connection {
             sender,
+            driver: Some(Box::pin(connection.with_upgrades())),
+            sending: Arc::default(),
             reused: false,
         })
     }
 
     /// Takes back a connection whose answer was read to its end.
-    pub fn keep(self: &Arc<Self>, mut sender: SendRequest<RequestBody>) {
-        if sender.is_closed() {
+    pub fn keep(self: &Arc<Self>, mut connection: Connection) {
+        if connection.sender.is_closed() {
             return;
         }
-        if sender.is_ready() {
-            self.push_idle(sender);
+        connection.reused = true;
+        if connection.is_usable() {
+            self.push_idle(connection);
             return;
         }
+        connection.detach();
         let upstream = Arc::clone(self);
         tokio::spawn(async move {
             // Ready when the request's own body has been sent too.
-            if sender.ready().await.is_ok() {
-                upstream.push_idle(sender);
+            if connection.sender.ready().await.is_ok() {
+                upstream.push_idle(connection);
             }
         });
     }
@@ -119,18 +182,18 @@ impl Upstream {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn take_idle(&self) -> Option<SendRequest<RequestBody>> {
+    fn take_idle(&self) -> Option<Connection> {
         let mut kept = self.kept();
         // The last one first: it is the least likely to be closed by the container.
-        while let Some((since, sender)) = kept.idle.pop() {
-            if since.elapsed() < IDLE_FOR && sender.is_ready() && !sender.is_closed() {
-                return Some(sender);
+        while let Some((since, mut connection)) = kept.idle.pop() {
+            if since.elapsed() < IDLE_FOR && connection.is_usable() {
+                return Some(connection);
             }
         }
         None
     }
 
-    fn push_idle(self: &Arc<Self>, sender: SendRequest<RequestBody>) {
+    fn push_idle(self: &Arc<Self>, connection: Connection) {
         let mut kept = self.kept();
         if kept.closed {
             return;
@@ -138,7 +201,7 @@ impl Upstream {
         if kept.idle.len() >= MAX_IDLE {
             kept.idle.remove(0);
         }
-        kept.idle.push((Instant::now(), sender));
+        kept.idle.push((Instant::now(), connection));
         if !kept.watched {
             kept.watched = true;
             tokio::spawn(close_old(Arc::downgrade(self)));

@@ -37,6 +37,8 @@ pub const IMAGES: &[&str] = &["mmdebstrap", "umoci"];
 pub const CHECK: &[&str] = &["docker-registry"];
 /// What client libraries are installed with.
 pub const PYTHON: &[&str] = &["python3", "python3-venv"];
+/// What the front door is measured with and beside.
+pub const FRONT_DOOR: &[&str] = &["nginx-light", "wrk"];
 /// What `cargo dev up` calls the appliance with.
 pub const CLIENT: &[&str] = &["curl"];
 

@@ -2,6 +2,7 @@
 
 mod contract;
 mod forwarding;
+mod limits;
 mod management;
 mod resources;
 mod smuggling;
@@ -31,8 +32,9 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use super::tls::ServedCertificate;
-use super::{Front, listener, tls};
+use super::{Front, Limits, listener, tls};
 use crate::access::{Authority, Grant, Role};
+use crate::config::FrontLimits;
 use crate::pool::Pools;
 use crate::pool::testing::{FakeLauncher, Server};
 use crate::store::PoolRecord;
@@ -67,6 +69,10 @@ struct Door {
 
 impl Door {
     async fn open(launcher: Arc<FakeLauncher>) -> Self {
+        Self::open_within(launcher, FrontLimits::default()).await
+    }
+
+    async fn open_within(launcher: Arc<FakeLauncher>, limits: FrontLimits) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let names = tls::names(Some("cabana.example"), IpAddr::V4(Ipv4Addr::LOCALHOST));
         let certificate = ServedCertificate::prepare(dir.path(), names).unwrap();
@@ -85,6 +91,7 @@ impl Door {
             authority: Arc::clone(&authority),
             arm: arm.clone(),
             domain: Some("cabana.example".into()),
+            limits: Limits::new(limits),
         });
         let socket = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let address = socket.local_addr().unwrap();

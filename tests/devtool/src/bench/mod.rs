@@ -5,11 +5,13 @@
 //! lab (`--firecracker`). Without that peer the time is printed and the promise is unchecked.
 //!
 //! - `promises`: one function for each row.
+//! - `front_door`: the front door beside nginx.
 //! - `image_build`: a root image, ours and that of others.
 //! - `image_pull`: from a registry to a root image, and to a pool.
 //! - `runner`: runs `cabana bench` here or in the lab.
 //! - `peer`: what the other one does meanwhile.
 
+mod front_door;
 mod image_build;
 mod image_pull;
 pub mod peer;
@@ -33,7 +35,7 @@ use runner::Runner;
 
 #[derive(clap::Args)]
 pub struct Arguments {
-    /// Only this promise; can be given several times
+    /// Only promises whose id begins with this; can be given several times
     #[arg(long, value_name = "ID")]
     only: Vec<String>,
     /// Also writes the rows to a file
@@ -56,6 +58,8 @@ struct Bench<'a> {
     firecracker: Option<&'a Path>,
     compared: OnceCell<Comparison>,
     pulled: OnceCell<Value>,
+    /// Two rows are of one measurement.
+    front_door: OnceCell<serde_json::Value>,
 }
 
 #[derive(Debug, Serialize)]
@@ -110,7 +114,7 @@ impl Row {
             .target
             .map_or_else(|| "-".to_owned(), |target| format!("{target:.1}"));
         format!(
-            "{:<14} {:>10.2} {:<5} {target:>10}  {holds:<9} {}",
+            "{:<16} {:>10.2} {:<5} {target:>10}  {holds:<9} {}",
             self.id, self.value, self.unit, self.detail
         )
     }
@@ -118,11 +122,11 @@ impl Row {
 
 /// `cargo dev bench`
 pub fn run(workspace: &Workspace, arguments: &Arguments) -> Result<ExitCode> {
-    if let Some(unknown) = arguments
-        .only
-        .iter()
-        .find(|id| PROMISES.iter().all(|promise| promise.id != **id))
-    {
+    if let Some(unknown) = arguments.only.iter().find(|id| {
+        PROMISES
+            .iter()
+            .all(|promise| !promise.id.starts_with(id.as_str()))
+    }) {
         let known: Vec<_> = PROMISES.iter().map(|promise| promise.id).collect();
         bail!(
             "There is no benchmark {unknown:?}; there are: {}",
@@ -137,10 +141,11 @@ pub fn run(workspace: &Workspace, arguments: &Arguments) -> Result<ExitCode> {
         firecracker: arguments.firecracker.as_deref(),
         compared: OnceCell::new(),
         pulled: OnceCell::new(),
+        front_door: OnceCell::new(),
     };
     let mut rows = Vec::new();
     for promise in PROMISES {
-        if arguments.only.is_empty() || arguments.only.iter().any(|id| id == promise.id) {
+        if arguments.only.is_empty() || arguments.only.iter().any(|id| promise.id.starts_with(id)) {
             let measured = (promise.measure)(&bench);
             rows.push(measured.with_context(|| format!("Cannot measure {}", promise.id))?);
         }
@@ -160,7 +165,7 @@ pub fn run(workspace: &Workspace, arguments: &Arguments) -> Result<ExitCode> {
 
 fn print(rows: &[Row]) {
     println!(
-        "{:<14} {:>10} {:<5} {:>10}  {:<9} detail",
+        "{:<16} {:>10} {:<5} {:>10}  {:<9} detail",
         "promise", "value", "unit", "target", "holds"
     );
     rows.iter().for_each(|row| println!("{}", row.line()));

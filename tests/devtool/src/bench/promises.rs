@@ -3,6 +3,7 @@
 use anyhow::{Context as _, Result, bail};
 use serde_json::Value;
 
+use super::front_door;
 use super::image_build::image_build;
 use super::image_pull::{image_pull, pool_create};
 use super::peer::Comparison;
@@ -37,6 +38,14 @@ pub const PROMISES: &[Promise] = &[
     Promise {
         id: "image_pull",
         measure: image_pull,
+    },
+    Promise {
+        id: "front_door",
+        measure: front_door::added,
+    },
+    Promise {
+        id: "front_door_rate",
+        measure: front_door::rate,
     },
     Promise {
         id: "image_build",
