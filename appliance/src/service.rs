@@ -23,6 +23,7 @@ use crate::admin::{
 use crate::arm::{self, Arm, Endpoints, Rules};
 use crate::config::Checked;
 use crate::exit::chain;
+use crate::front::listener::DRAIN_DEADLINE;
 use crate::front::refusal::{Code, Refusal};
 use crate::front::tls::{self, ServedCertificate};
 use crate::front::{Front, Limits, listener};
@@ -147,7 +148,7 @@ pub async fn run(
         }),
         images: image_service,
         keeper,
-        arm,
+        arm: Arc::clone(&arm),
         stop: Arc::clone(&stop),
     });
     workers.settled().await;
@@ -170,9 +171,14 @@ pub async fn run(
             let _ = ending.wait_for(Option::is_some).await;
             // At once: who waits for a golden is told that there will be none.
             goldens.close();
+            arm.stop();
             stopping.send_replace(true);
         }
     );
+    // What is still on its way must not come up behind our back.
+    if tokio::time::timeout(DRAIN_DEADLINE, arm.idle()).await.is_err() {
+        tracing::warn!("some changes of pools did not end in time; the next start settles them");
+    }
     renewal.abort();
     tidying.abort();
     limiting.abort();

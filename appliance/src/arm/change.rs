@@ -109,13 +109,14 @@ impl Arm {
         let draft = self.draft(wanted, current)?;
         let found = tokio::select! {
             biased;
-            () = ticket.withdrawn() => Err(closing("The pool is being deleted")),
-            found = self.with_image(draft, current) => found,
+            () = ticket.until_given_up() => Err(ticket.given_up()),
+            found = self.with_image(draft, current) => found.map_err(Some),
         };
-        let (pool, _held) = found?;
+        let given_up = || closing("The change was given up");
+        let (pool, _held) = found.map_err(|why| why.unwrap_or_else(given_up))?;
         ticket.aim(goal(&pool)).await?;
-        if ticket.is_withdrawn() {
-            return Err(closing("The pool is being deleted"));
+        if let Some(reason) = ticket.given_up() {
+            return Err(reason);
         }
         self.parts.pools.put(pool).await.map_err(not_changed)
     }

@@ -122,6 +122,16 @@ impl Arm {
         Ok(this)
     }
 
+    /// From now on nothing is made or changed.
+    pub fn stop(&self) {
+        self.operations.stop();
+    }
+
+    /// Resolves when all that was begun has ended.
+    pub async fn idle(&self) {
+        self.operations.idle().await;
+    }
+
     /// Where this host is reached by who asks on it.
     pub fn host(&self) -> &str {
         &self.parts.endpoints.host

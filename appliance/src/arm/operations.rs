@@ -11,6 +11,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use tokio::sync::{Notify, watch};
 use uuid::Uuid;
@@ -36,6 +37,8 @@ pub struct Operations {
     state: Mutex<State>,
     /// Told when one has ended.
     ended: Notify,
+    /// Nothing more is to be made.
+    stopping: watch::Sender<bool>,
 }
 
 #[derive(Default)]
@@ -74,6 +77,7 @@ impl Operations {
             records,
             state: Mutex::new(state),
             ended: Notify::new(),
+            stopping: watch::Sender::new(false),
         })
     }
 
@@ -131,7 +135,7 @@ impl Operations {
             let mut state = self.lock();
             if state.open.values().map(Vec::len).sum::<usize>() >= MAX_OPEN {
                 let message = format!("{MAX_OPEN} changes of pools are being made already");
-                let second = std::time::Duration::from_secs(1);
+                let second = Duration::from_secs(1);
                 return Err(Refusal::new(Code::TooManyOperations, message).retry_after(second));
             }
             // A delete gives up what was to be made of the pool.
@@ -181,6 +185,24 @@ impl Operations {
         Ticket {
             operations: Arc::clone(self),
             open,
+        }
+    }
+
+    /// From now on nothing is made or changed; deletions go on.
+    pub fn stop(&self) {
+        self.stopping.send_replace(true);
+    }
+
+    /// Resolves when there is no change that has not ended.
+    pub async fn idle(&self) {
+        loop {
+            let ended = self.ended.notified();
+            let mut ended = std::pin::pin!(ended);
+            ended.as_mut().enable();
+            if self.lock().open.is_empty() {
+                return;
+            }
+            ended.await;
         }
     }
 
@@ -271,14 +293,27 @@ impl Ticket {
         }
     }
 
-    pub fn is_withdrawn(&self) -> bool {
-        *self.open.withdrawn.borrow()
+    /// Why the change is not to be made any more, if there is a reason.
+    pub fn given_up(&self) -> Option<Refusal> {
+        let reason = if *self.open.withdrawn.borrow() {
+            "The pool is being deleted"
+        } else if *self.operations.stopping.borrow() {
+            "The appliance is stopping"
+        } else {
+            return None;
+        };
+        let second = Duration::from_secs(1);
+        Some(Refusal::new(Code::SessionPoolClosing, reason).retry_after(second))
     }
 
-    /// Resolves when somebody deletes the pool.
-    pub async fn withdrawn(&self) {
+    /// Resolves when there is a reason to give the change up.
+    pub async fn until_given_up(&self) {
         let mut withdrawn = self.open.withdrawn.subscribe();
-        let _ = withdrawn.wait_for(|withdrawn| *withdrawn).await;
+        let mut stopping = self.operations.stopping.subscribe();
+        tokio::select! {
+            _ = withdrawn.wait_for(|withdrawn| *withdrawn) => {}
+            _ = stopping.wait_for(|stopping| *stopping) => {}
+        }
     }
 
     /// Writes what the pool will be: so the next run can tell whether it was done, should this one end now.

@@ -447,6 +447,46 @@ async fn pool_that_is_still_being_made_is_shown_so_and_can_be_deleted() {
 }
 
 #[tokio::test]
+async fn change_goes_on_when_its_caller_hangs_up() {
+    let office = Arc::new(Office::open().await);
+    let path = format!("{GROUP}/alpha");
+    let preparing = office.launcher.hold_next_preparation();
+    let caller = {
+        let (office, path) = (Arc::clone(&office), path.clone());
+        tokio::spawn(async move { office.put(&path, &resource()).await })
+    };
+    preparing.await.unwrap();
+    caller.abort();
+    assert!(caller.await.unwrap_err().is_cancelled());
+    office.launcher.prepared(Ok(()));
+    // Waits for its turn, which comes when the first change has ended.
+    let (status, changed) = office.call("PATCH", &path, "{}").await;
+    assert_eq!(status, 200, "{changed}");
+    assert_eq!(changed["properties"]["provisioningState"], "Succeeded");
+}
+
+#[tokio::test]
+async fn socket_shows_a_pool_in_the_words_of_the_version_that_is_named() {
+    let office = Office::open().await;
+    office.put(&format!("{GROUP}/alpha"), &resource()).await;
+    let shown = |version: &'static str| {
+        let office = &office;
+        async move {
+            office
+                .call("GET", &format!("{GROUP}/alpha{version}"), "")
+                .await
+                .1
+        }
+    };
+    let flat = shown("?api-version=2024-08-02-preview").await;
+    let dynamic = &flat["properties"]["dynamicPoolConfiguration"];
+    let expected = json!({ "executionType": "Timed", "cooldownPeriodInSeconds": 300 });
+    assert_eq!(dynamic, &expected);
+    assert!(flat["properties"].get("templateUpdateStatus").is_none());
+    assert!(shown("").await["properties"]["templateUpdateStatus"].is_object());
+}
+
+#[tokio::test]
 async fn goldens_are_listed_with_their_pools() {
     let office = Office::open().await;
     let (status, answer) = office.call("GET", "/goldens", "").await;

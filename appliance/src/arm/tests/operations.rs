@@ -117,6 +117,28 @@ async fn is_pending<F: Future + Unpin>(future: &mut F) -> bool {
 }
 
 #[tokio::test]
+async fn change_that_is_on_its_way_when_the_appliance_stops_is_given_up() {
+    let launcher = FakeLauncher::mute();
+    let pools = Pools::open(launcher.tools()).await.unwrap();
+    let arm = arm(&launcher, &pools, None).await;
+    let pool = Arc::new(record("alpha"));
+    let begun = arm.operations.begin(OperationKind::Create, pool, false);
+    let ticket = begun.await.unwrap();
+    assert!(ticket.given_up().is_none());
+    let mut idle = Box::pin(arm.idle());
+    arm.stop();
+    ticket.until_given_up().await;
+    let reason = ticket.given_up().unwrap();
+    assert_eq!(
+        (reason.code, &*reason.message),
+        (Code::SessionPoolClosing, "The appliance is stopping")
+    );
+    assert!(is_pending(&mut idle).await);
+    ticket.end(Some(&reason)).await;
+    idle.await;
+}
+
+#[tokio::test]
 async fn operations_are_so_many_at_once_and_not_more() {
     let launcher = FakeLauncher::mute();
     let pools = Pools::open(launcher.tools()).await.unwrap();
