@@ -21,6 +21,9 @@ e2e::tests! {
         rotation_of_the_key_is_noticed_by_no_request_until_the_old_tokens_are_to_end,
         refused_request_starts_no_session,
     ];
+    Own: [
+        every_token_can_be_ended_at_once_and_no_restart_brings_one_back,
+    ];
 }
 
 /// How long after its end a token is still taken, because clocks differ.
@@ -243,10 +246,45 @@ fn rotation_of_the_key_is_noticed_by_no_request_until_the_old_tokens_are_to_end(
     for good in [&old, &new, &session.authorization()] {
         assert_eq!(get_with(host, &session, Some(good)).status, 200);
     }
-    // Not `--revoke-old`: the other tests' token would end, too. The CLI's words for it are tested where it is alone.
+    // Not `--revoke-old`: the other tests' token would end, too.
     host.cli().ok(&["token", "revoke", &id]);
     assert_unauthorized(&get_with(host, &session, Some(&old)));
     assert_eq!(get_with(host, &session, Some(&new)).status, 200);
+}
+
+fn every_token_can_be_ended_at_once_and_no_restart_brings_one_back() {
+    let mut host = TestAppliance::start();
+    /// Without a pool there is nothing to be had; what matters is who is told so.
+    fn status(host: &TestAppliance, authorization: &str) -> u16 {
+        let client = host.client();
+        let request = client.request(Method::GET, "/nothing/here");
+        let request = request.header(AUTHORIZATION, authorization);
+        let request = request.body(e2e::client::empty()).unwrap();
+        host.block_on(client.send(request)).status
+    }
+    let (one, _) = (create(&host, &[]), host.cli().ok(&["token", "rotate-key"]));
+    let (two, kept) = (create(&host, &[]), create(&host, &[]));
+    host.cli().ok(&["token", "revoke", &two.0]);
+    assert_eq!(
+        [&one, &two, &kept].map(|it| status(&host, &it.1)),
+        [404, 401, 404]
+    );
+    host.detach();
+    host.restart();
+    assert_eq!(
+        [&one, &two, &kept].map(|it| status(&host, &it.1)),
+        [404, 401, 404]
+    );
+    let said = host.cli().ok(&["token", "revoke", "--all"]);
+    assert!(said.contains("2 tokens"), "{said}");
+    let later = create(&host, &[]);
+    for _ in 0..2 {
+        let found = [&one, &two, &kept, &later].map(|it| status(&host, &it.1));
+        assert_eq!(found, [401, 401, 401, 404]);
+        host.detach();
+        host.restart();
+    }
+    host.stop();
 }
 
 fn refused_request_starts_no_session(host: &TestAppliance) {

@@ -127,9 +127,9 @@ impl Arm {
         self.operations.stop();
     }
 
-    /// Resolves when all that was begun has ended.
-    pub async fn idle(&self) {
-        self.operations.idle().await;
+    /// Resolves when all that was begun has ended, but for deletions: those go on in the next run.
+    pub async fn settled(&self) {
+        self.operations.settled().await;
     }
 
     /// Where this host is reached by who asks on it.

@@ -193,13 +193,14 @@ impl Operations {
         self.stopping.send_replace(true);
     }
 
-    /// Resolves when there is no change that has not ended.
-    pub async fn idle(&self) {
+    /// Resolves when nothing is being made or changed.
+    pub async fn settled(&self) {
         loop {
             let ended = self.ended.notified();
             let mut ended = std::pin::pin!(ended);
             ended.as_mut().enable();
-            if self.lock().open.is_empty() {
+            let open = |open: &Open| open.kind != OperationKind::Delete;
+            if !self.lock().open.values().flatten().any(open) {
                 return;
             }
             ended.await;

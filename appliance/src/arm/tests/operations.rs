@@ -125,7 +125,7 @@ async fn change_that_is_on_its_way_when_the_appliance_stops_is_given_up() {
     let begun = arm.operations.begin(OperationKind::Create, pool, false);
     let ticket = begun.await.unwrap();
     assert!(ticket.given_up().is_none());
-    let mut idle = Box::pin(arm.idle());
+    let mut settled = Box::pin(arm.settled());
     arm.stop();
     ticket.until_given_up().await;
     let reason = ticket.given_up().unwrap();
@@ -133,9 +133,9 @@ async fn change_that_is_on_its_way_when_the_appliance_stops_is_given_up() {
         (reason.code, &*reason.message),
         (Code::SessionPoolClosing, "The appliance is stopping")
     );
-    assert!(is_pending(&mut idle).await);
+    assert!(is_pending(&mut settled).await);
     ticket.end(Some(&reason)).await;
-    idle.await;
+    settled.await;
 }
 
 #[tokio::test]
