@@ -2,6 +2,8 @@
 
 mod contract;
 mod forwarding;
+mod frames;
+
 mod limits;
 mod management;
 mod resources;
