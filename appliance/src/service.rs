@@ -176,7 +176,10 @@ pub async fn run(
         }
     );
     // What is still on its way must not come up behind our back.
-    if tokio::time::timeout(DRAIN_DEADLINE, arm.settled()).await.is_err() {
+    if tokio::time::timeout(DRAIN_DEADLINE, arm.settled())
+        .await
+        .is_err()
+    {
         tracing::warn!("some changes of pools did not end in time; the next start settles them");
     }
     renewal.abort();

@@ -1,5 +1,7 @@
 //! Who calls, and what of the resources they may see and change.
 
+use http::HeaderMap;
+
 use super::path::Group;
 use super::properties::Address;
 use super::version::Version;
@@ -20,6 +22,16 @@ pub enum Caller<'a> {
 }
 
 impl Caller<'_> {
+    /// Whether a change is answered when it is done, and not with an operation.
+    pub fn waits(self, headers: &HeaderMap) -> bool {
+        let preferences = headers.get_all("prefer").iter();
+        let mut preferences = preferences
+            .filter_map(|value| value.to_str().ok())
+            .flat_map(|text| text.split(','));
+        let at_once = preferences.any(|it| it.trim().eq_ignore_ascii_case("respond-async"));
+        matches!(self, Self::Local) && !at_once
+    }
+
     pub fn may_read(self, scope: Scope<'_>) -> Result<(), Refusal> {
         self.may(READ, scope)
     }
@@ -74,5 +86,32 @@ pub fn scope_of_group(group: &Group) -> Scope<'_> {
         subscription: &group.subscription,
         resource_group: group.resource_group.as_deref(),
         pool: None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn change_on_the_socket_is_waited_for_unless_the_caller_prefers_not_to() {
+        let waits = |preferences: &[&str]| {
+            let headers = preferences.iter();
+            let headers = headers.map(|text| {
+                (
+                    http::HeaderName::from_static("prefer"),
+                    text.parse().unwrap(),
+                )
+            });
+            Caller::Local.waits(&headers.collect())
+        };
+        assert!(waits(&[]) && waits(&["wait=10"]) && waits(&["respond-asynchronously"]));
+        for at_once in [
+            &["respond-async"][..],
+            &["wait=1, Respond-Async"],
+            &["x", "respond-async"],
+        ] {
+            assert!(!waits(at_once), "{at_once:?}");
+        }
     }
 }

@@ -1,7 +1,7 @@
 //! Session pools as resources, in the shape of `Microsoft.App/sessionPools`: make, change, show, list, delete.
 //!
 //! There are two doors to it. On the administration socket nobody is asked who they are, and a change is answered when
-//! it is done. On the HTTPS port a token says what its bearer may see and change, and a change is answered at once with
+//! it is done, unless `Prefer: respond-async` is said (RFC 7240, section 4.1). On the HTTPS port a token says what its bearer may see and change, and a change is answered at once with
 //! the address of an operation. Behind the doors it is the same: [`Arm::handle`].
 //!
 //! ```text
@@ -150,6 +150,7 @@ impl Arm {
             arm: self,
             caller,
             version,
+            waits: caller.waits(request.headers()),
         };
         if let Target::Pool(address) = target {
             let methods = [Method::GET, Method::PUT, Method::PATCH, Method::DELETE];
@@ -177,4 +178,6 @@ struct Call<'a> {
     arm: &'a Arc<Arm>,
     caller: Caller<'a>,
     version: Version,
+    /// Whether a change is answered when it is done.
+    waits: bool,
 }

@@ -190,7 +190,7 @@ impl Call<'_> {
         // Whatever can be said at once is said at once.
         let draft = self.arm.draft(&wanted, found.next().map(Arc::as_ref))?;
         let pool = Arc::new(draft.pool);
-        let lasting = self.is_remote();
+        let lasting = !self.waits;
         let ticket = self.arm.operations.begin(kind, Arc::clone(&pool), lasting);
         let ticket = ticket.await?;
         if !lasting {
@@ -230,7 +230,7 @@ impl Call<'_> {
             };
         };
         Conditions::of(headers).check(Some(&pool))?;
-        let lasting = self.is_remote();
+        let lasting = !self.waits;
         let operations = &self.arm.operations;
         let ticket = operations.begin(OperationKind::Delete, Arc::clone(&pool), lasting);
         let ticket = ticket.await?;

@@ -64,7 +64,14 @@ impl Whom {
         payload: Payload,
     ) -> Result<Value, Failure> {
         match self {
-            Self::Local(root) => call(root, method, path, payload),
+            Self::Local(root) => with_socket(root, async |socket| {
+                let mut request = request(method, path, payload)?;
+                if wait == Wait::Begun {
+                    let prefer = http::HeaderValue::from_static("respond-async");
+                    request.headers_mut().insert("prefer", prefer);
+                }
+                exchange(socket, request).await
+            }),
             Self::Remote(remote) => remote.call(method, path, payload, wait),
         }
     }
@@ -73,7 +80,7 @@ impl Whom {
 /// One request to the appliance below `root`. An answer without a body is `null`.
 pub fn call(root: &Path, method: Method, path: &str, payload: Payload) -> Result<Value, Failure> {
     with_socket(root, async |socket| {
-        exchange(socket, method, path, payload).await
+        exchange(socket, request(method, path, payload)?).await
     })
 }
 
@@ -152,13 +159,8 @@ async fn send(socket: &Path, request: Request<Body>) -> Result<Response<Incoming
     sender.send_request(request).await.map_err(broken)
 }
 
-async fn exchange(
-    socket: &Path,
-    method: Method,
-    path: &str,
-    payload: Payload,
-) -> Result<Value, Failure> {
-    let response = send(socket, request(method, path, payload)?).await?;
+async fn exchange(socket: &Path, request: Request<Body>) -> Result<Value, Failure> {
+    let response = send(socket, request).await?;
     let status = response.status();
     let body = response
         .into_body()
@@ -335,7 +337,10 @@ mod tests {
         let socket = folder.path().join("admin.sock");
         let listener = UnixListener::bind(&socket).unwrap();
         tokio::join!(
-            exchange(&socket, Method::POST, "/images?name=x", payload),
+            exchange(
+                &socket,
+                request(Method::POST, "/images?name=x", payload).unwrap()
+            ),
             answer(listener, until, reply)
         )
     }
