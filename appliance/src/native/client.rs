@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use http::{Request, header};
 use http_body_util::{BodyExt as _, Full};
+use hyper::body::{Body, Incoming};
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
 use rustls::pki_types::pem::PemObject as _;
@@ -16,6 +17,7 @@ use rustls::{ClientConfig, RootCertStore};
 use serde_json::Value;
 use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 
 use super::DEADLINE;
 
@@ -94,13 +96,7 @@ impl Client {
 
     /// `tail` begins after the pool.
     pub async fn send(&self, method: &str, pool: &str, tail: &str) -> hyper::Result<Answer> {
-        let request = Request::builder()
-            .method(method)
-            .uri(format!("{}{tail}", endpoint(pool)))
-            .header(header::HOST, "localhost")
-            .header(header::AUTHORIZATION, format!("Bearer {}", self.token))
-            .body(Full::default())
-            .unwrap();
+        let request = self.request(method, pool, tail, Full::default());
         let kept = self.idle.lock().unwrap().pop();
         let mut sender = match kept {
             Some(sender) => sender,
@@ -121,6 +117,34 @@ impl Client {
         })
     }
 
+    /// On a connection of its own, with a body that is made while it is sent. Gives the head of the answer.
+    pub async fn stream<B>(
+        &self,
+        method: &str,
+        pool: &str,
+        tail: &str,
+        body: B,
+    ) -> http::Response<Incoming>
+    where
+        B: Body<Data = Bytes, Error = std::convert::Infallible> + Send + Unpin + 'static,
+    {
+        let request = self.request(method, pool, tail, body);
+        let (mut sender, connection) = http1::handshake(self.dial().await).await.unwrap();
+        tokio::spawn(connection);
+        let answer = tokio::time::timeout(DEADLINE, sender.send_request(request));
+        answer.await.expect("no answer").unwrap()
+    }
+
+    fn request<B>(&self, method: &str, pool: &str, tail: &str, body: B) -> Request<B> {
+        Request::builder()
+            .method(method)
+            .uri(format!("{}{tail}", endpoint(pool)))
+            .header(header::HOST, "localhost")
+            .header(header::AUTHORIZATION, format!("Bearer {}", self.token))
+            .body(body)
+            .unwrap()
+    }
+
     /// Asks the session of this identifier.
     pub async fn get(&self, pool: &str, path: &str, identifier: &str) -> hyper::Result<Answer> {
         self.send("GET", pool, &format!("{path}?identifier={identifier}"))
@@ -136,12 +160,15 @@ impl Client {
     }
 
     async fn connect(&self) -> Sender {
+        let (sender, connection) = http1::handshake(self.dial().await).await.unwrap();
+        tokio::spawn(connection);
+        sender
+    }
+
+    async fn dial(&self) -> TokioIo<TlsStream<TcpStream>> {
         let stream = TcpStream::connect(self.address).await.unwrap();
         stream.set_nodelay(true).unwrap();
         let name = ServerName::try_from("localhost").unwrap();
-        let stream = self.connector.connect(name, stream).await.unwrap();
-        let (sender, connection) = http1::handshake(TokioIo::new(stream)).await.unwrap();
-        tokio::spawn(connection);
-        sender
+        TokioIo::new(self.connector.connect(name, stream).await.unwrap())
     }
 }

@@ -16,6 +16,7 @@ mod azure_sdk;
 mod bench;
 mod bench_images;
 mod client;
+mod door;
 mod front_door;
 mod guest;
 mod pull;
@@ -50,7 +51,7 @@ const DEADLINE: Duration = Duration::from_secs(120);
 /// Where the programs are, if not beside this test program. `cargo dev bench` names those of the release.
 const PROGRAMS_VARIABLE: &str = "CABANA_NATIVE_PROGRAMS";
 /// The machine is promised many times: guests here take a thousandth of what they would.
-const CONFIG: &str = "min_cooldown_seconds = 1\nspare_workers = 0\nparallel_starts = 16\nmemory_overcommit = 100\ncpu_overcommit = 1000\n";
+const CONFIG: &str = "min_cooldown_seconds = 1\nspare_workers = 0\nparallel_starts = 16\nmemory_overcommit = 100\ncpu_overcommit = 1000\n[limits]\nconnections_per_address = 20000\nhead_seconds = 3600\nidle_seconds = 3600\n";
 const CONFIG_FILE: &str = "cabana.toml";
 const IMAGE: &str = "native";
 
