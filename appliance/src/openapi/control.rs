@@ -125,8 +125,8 @@ pub fn schemas() -> Vec<(&'static str, Described)> {
                 .property("workloadProfiles", list("One", object("A profile"))),
         );
     vec![
-        (POOL, properties::schema().into()),
-        (POOL_UPDATE, properties::update_schema().into()),
+        (POOL, properties::schema()),
+        (POOL_UPDATE, properties::update_schema()),
         (POOL_LIST, page("Pools", POOL).into()),
         (OPERATION, status.into()),
         ("OperationError", failure.into()),
