@@ -78,7 +78,8 @@ fn notes(result: &Value) -> Result<Vec<String>> {
             let of = |name: &str| figure(row, &format!("/{way}/{name}"));
             notes.push(format!(
                 "{:>3} connections, {:<5} {way:<6} {:>8.0} /s, p50 {:>7.0} us, p99 {:>7.0} us, processor {:>6.1} us each, agent {:>5.1} us; load generator {:.0} % of one",
-                row["connections"],
+                // JSON of its own would not be aligned.
+                row["connections"].as_u64().unwrap_or_default(),
                 row["body"].as_str().unwrap_or("?"),
                 of("perSecond")?,
                 of("p50Micros")?,
