@@ -21,7 +21,7 @@ use crate::admin::{
     ImportOrder, PullOrder,
 };
 use crate::arm::{self, Arm, Endpoints, Rules};
-use crate::config::Checked;
+use crate::config::{Checked, TlsFiles};
 use crate::exit::chain;
 use crate::front::listener::DRAIN_DEADLINE;
 use crate::front::refusal::{Code, Refusal};
@@ -46,7 +46,6 @@ const LEAST_MAX_CPUS: usize = 2;
 const STOP_MARGIN: Duration = Duration::from_secs(3);
 /// Those that have expired are good no more anyway.
 const TIDY_TOKENS: Duration = Duration::from_secs(3600);
-const RENEWAL_CHECK: Duration = Duration::from_secs(24 * 3600);
 const FINGERPRINT_KEY_BYTES: usize = 64;
 const VAULT_KEY: &str = "pool-secrets";
 
@@ -296,14 +295,18 @@ async fn open_goldens(
 }
 
 async fn open_certificate(config: &Checked) -> anyhow::Result<Arc<ServedCertificate>> {
-    let dir = config.paths.tls.clone();
+    let (files, dir) = (config.tls.clone(), config.paths.tls.clone());
     let names = tls::names(config.domain.as_deref(), config.listen.ip());
-    Ok(tokio::task::spawn_blocking(move || ServedCertificate::prepare(&dir, names)).await??)
+    let open = move || match files {
+        Some(TlsFiles { certificate, key }) => ServedCertificate::of_files(&certificate, &key),
+        None => ServedCertificate::prepare(&dir, names),
+    };
+    Ok(tokio::task::spawn_blocking(open).await??)
 }
 
 /// A service that runs for a year must not serve a certificate that has ended.
 async fn renew(certificate: Arc<ServedCertificate>) {
-    let mut checks = tokio::time::interval(RENEWAL_CHECK);
+    let mut checks = tokio::time::interval(certificate.check_every());
     checks.tick().await;
     loop {
         checks.tick().await;
@@ -313,7 +316,7 @@ async fn renew(certificate: Arc<ServedCertificate>) {
             Ok(Err(error)) => {
                 tracing::error!(
                     error = &error as &dyn std::error::Error,
-                    "cannot renew the certificate"
+                    "cannot exchange the certificate; the old one is served"
                 );
             }
             Err(error) => tracing::error!(%error, "the renewal of the certificate was lost"),

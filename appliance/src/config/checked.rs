@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::Paths;
 use super::limits::FrontLimits;
 use super::raw::RawConfig;
+use super::tls::{self, TlsFiles};
 use super::{access, images, limits as front_limits};
 use crate::access::IssuerSettings;
 use crate::dns_name::is_dns_name;
@@ -77,6 +78,8 @@ pub struct Checked {
     pub image_limits: Limits,
     /// What the front door lets clients take.
     pub limits: FrontLimits,
+    /// What the front door shows, if not a certificate of its own.
+    pub tls: Option<TlsFiles>,
     pub paths: Paths,
 }
 
@@ -221,6 +224,7 @@ fn check(raw: RawConfig, paths: Paths, overrides: &Overrides) -> Result<Checked,
         registries: images::registries(raw.registries)?,
         image_limits: images::limits(raw.image_limits)?,
         limits: front_limits::limits(raw.limits)?,
+        tls: tls::files(raw.tls)?,
         paths,
     })
 }
@@ -464,6 +468,9 @@ mod tests {
             ("image_limits.layer_mib", "-1"),
             ("image_limits.path_bytes", "4096"),
             ("image_limits.layers", "1"),
+            ("tls", "3"),
+            ("tls.key", "\"key\""),
+            ("tls.certificate", "1"),
             ("limits", "3"),
             ("limits.header_bytes", "1023"),
             ("limits.request_seconds", "0"),
@@ -475,6 +482,26 @@ mod tests {
                 line.contains(&format!("`{key}`")) && !line.contains('\n'),
                 "{key} = {value}: {line}"
             );
+        }
+    }
+
+    #[test]
+    fn certificate_and_key_are_said_together() {
+        let config = checked("[tls]\ncertificate = \"/c.pem\"\nkey = \"/k.pem\"\n").unwrap();
+        let files = config.tls.unwrap();
+        assert_eq!(
+            (files.certificate, files.key),
+            ("/c.pem".into(), "/k.pem".into())
+        );
+        assert_eq!(checked("").unwrap().tls, None);
+        for half in [
+            "key = \"/k.pem\"",
+            "",
+            "certificate = \"/c.pem\"",
+            "password = \"x\"",
+        ] {
+            let line = refusal(&format!("[tls]\n{half}"));
+            assert!(line.contains("certificate and key"), "{line}");
         }
     }
 

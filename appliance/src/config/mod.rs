@@ -10,7 +10,9 @@ mod images;
 mod limits;
 mod paths;
 mod raw;
+mod tls;
 
 pub use checked::{Checked, ConfigError, Overrides, load};
 pub use limits::{FrontLimits, LONGEST_HEAD};
 pub use paths::Paths;
+pub use tls::TlsFiles;

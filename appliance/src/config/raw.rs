@@ -22,4 +22,5 @@ pub struct RawConfig {
     pub registries: Option<toml::Value>,
     pub image_limits: Option<toml::Value>,
     pub limits: Option<toml::Value>,
+    pub tls: Option<toml::Value>,
 }

@@ -5,61 +5,29 @@
 //! together; the CA never is, because clients hold copies of it.
 
 use std::fs::{self, Permissions};
-use std::io::{self, Write};
+use std::io::Write;
 use std::net::IpAddr;
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::path::Path;
+use std::sync::Arc;
 
 use jiff::{Timestamp, ToSpan, tz::TimeZone};
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
     Issuer, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, SanType, date_time_ymd,
 };
-use rustls::ServerConfig;
+use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-/// HTTP/2 first: that is the order of preference.
-const PROTOCOLS: [&[u8]; 2] = [b"h2", b"http/1.1"];
+use super::{TlsError, certified, read};
+
 const CA_YEARS: i64 = 10;
 /// What browsers accept at most.
 const SERVER_DAYS: i64 = 397;
 const RENEW_DAYS_BEFORE: i64 = 30;
-
-/// Why the certificates could not be prepared.
-#[derive(Debug, thiserror::Error)]
-pub enum TlsError {
-    #[error("Cannot {attempt} {path}")]
-    File {
-        attempt: &'static str,
-        path: PathBuf,
-        source: io::Error,
-    },
-    #[error(
-        "{path} is not what this appliance wrote; put it back, or move both ca.pem and ca.key away to make a new CA"
-    )]
-    Authority { path: PathBuf },
-    #[error("Cannot make the {what} certificate")]
-    Make {
-        what: &'static str,
-        source: rcgen::Error,
-    },
-    #[error("The certificate and key in {dir} cannot be used")]
-    Use { dir: PathBuf, source: rustls::Error },
-}
-
-/// The certificate that is served, exchangeable while connections are open.
-#[derive(Debug)]
-pub struct ServedCertificate {
-    dir: PathBuf,
-    names: Vec<String>,
-    current: RwLock<Arc<CertifiedKey>>,
-}
 
 /// What `server.pem` was made for. Kept beside it, so that nothing here parses certificates.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -95,50 +63,8 @@ pub fn names(domain: Option<&str>, listen: IpAddr) -> Vec<String> {
     names
 }
 
-impl ServedCertificate {
-    /// Uses what is in `dir`, or makes it.
-    pub fn prepare(dir: &Path, names: Vec<String>) -> Result<Arc<Self>, TlsError> {
-        let current = RwLock::new(ensure(dir, &names, Timestamp::now())?);
-        Ok(Arc::new(Self {
-            dir: dir.to_owned(),
-            names,
-            current,
-        }))
-    }
-
-    /// Renews the certificate if its end is near. Blocks.
-    pub fn renew(&self) -> Result<(), TlsError> {
-        let certificate = ensure(&self.dir, &self.names, Timestamp::now())?;
-        *self.current.write().unwrap_or_else(PoisonError::into_inner) = certificate;
-        Ok(())
-    }
-
-    /// The configuration of the listener.
-    pub fn server_config(self: &Arc<Self>) -> Result<ServerConfig, TlsError> {
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let builder = ServerConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .map_err(|source| TlsError::Use {
-                dir: self.dir.clone(),
-                source,
-            })?;
-        let mut config = builder
-            .with_no_client_auth()
-            .with_cert_resolver(Arc::clone(self) as Arc<dyn ResolvesServerCert>);
-        config.alpn_protocols = PROTOCOLS.map(<[u8]>::to_vec).to_vec();
-        Ok(config)
-    }
-}
-
-impl ResolvesServerCert for ServedCertificate {
-    fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        Some(Arc::clone(
-            &self.current.read().unwrap_or_else(PoisonError::into_inner),
-        ))
-    }
-}
-
-fn ensure(dir: &Path, names: &[String], now: Timestamp) -> Result<Arc<CertifiedKey>, TlsError> {
+/// Uses what is in `dir`, or makes it; makes it anew when its end is near. Blocks.
+pub fn ensure(dir: &Path, names: &[String], now: Timestamp) -> Result<Arc<CertifiedKey>, TlsError> {
     fs::create_dir_all(dir).map_err(|source| TlsError::File {
         attempt: "create",
         path: dir.to_owned(),
@@ -252,27 +178,7 @@ fn is_current(dir: &Path, names: &[String], now: Timestamp) -> bool {
 }
 
 fn load(dir: &Path) -> Result<Arc<CertifiedKey>, TlsError> {
-    let unusable = |error: &dyn std::error::Error| TlsError::Use {
-        dir: dir.to_owned(),
-        source: rustls::Error::General(error.to_string()),
-    };
-    let chain = CertificateDer::pem_slice_iter(read(&dir.join("server.pem"))?.as_bytes())
-        .collect::<Result<Vec<_>, _>>()
-        .map_err(|error| unusable(&error))?;
-    let key = PrivateKeyDer::from_pem_slice(read(&dir.join("server.key"))?.as_bytes())
-        .map_err(|error| unusable(&error))?;
-    let key = rustls::crypto::aws_lc_rs::sign::any_supported_type(&key).map_err(|source| {
-        TlsError::Use {
-            dir: dir.to_owned(),
-            source,
-        }
-    })?;
-    let certificate = CertifiedKey::new(chain, key);
-    certificate.keys_match().map_err(|source| TlsError::Use {
-        dir: dir.to_owned(),
-        source,
-    })?;
-    Ok(Arc::new(certificate))
+    certified(&dir.join("server.pem"), &dir.join("server.key"))
 }
 
 fn san(name: &str) -> Result<SanType, rcgen::Error> {
@@ -322,14 +228,6 @@ fn contains(haystack: &[u8], needle: &[u8]) -> bool {
         .any(|window| window == needle)
 }
 
-fn read(path: &Path) -> Result<String, TlsError> {
-    fs::read_to_string(path).map_err(|source| TlsError::File {
-        attempt: "read",
-        path: path.to_owned(),
-        source,
-    })
-}
-
 /// Whole or not at all, and never readable by others for a moment.
 fn write(path: &Path, text: &str, mode: u32) -> Result<(), TlsError> {
     let failed = |source| TlsError::File {
@@ -351,6 +249,7 @@ fn write(path: &Path, text: &str, mode: u32) -> Result<(), TlsError> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::ServedCertificate;
     use super::*;
 
     fn some_names() -> Vec<String> {
