@@ -273,7 +273,8 @@ fn absent_pools_sessions_and_appliances_are_told_apart(host: &TestAppliance) {
         command.args(["--", "true"]);
         command
     };
-    refused(&mut exec(SESSION), 1, "no session pool \"inside\"");
+    let no_pool = "sessionPools/inside' under resource group 'default' was not found";
+    refused(&mut exec(SESSION), 1, no_pool);
     let pool = host.pool(POOL).create();
     let absent = "no session \"user-9\" in session pool \"inside\"";
     refused(&mut exec("user-9"), 1, absent);
