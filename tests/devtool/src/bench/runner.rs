@@ -104,6 +104,23 @@ impl<'a> Runner<'a> {
     /// The same with variables that say what is measured.
     pub fn native_with(&self, test: &str, variables: &[(&str, &str)]) -> Result<Value> {
         let step = Step::start(format!("Measuring {test}"));
+        // Of the same profile as the binary, beside it.
+        let mut guests = self.workspace.cargo();
+        guests.args([
+            "build",
+            "--release",
+            "--package",
+            "agent",
+            "--package",
+            "demo",
+        ]);
+        command::logged(
+            &mut guests,
+            &self.workspace.logs().join("native-build.log"),
+            |line| {
+                step.note(line);
+            },
+        )?;
         let programs = self.binary.parent().context("The binary is nowhere")?;
         let output = self.workspace.logs().join("native-bench.json");
         // What an earlier run has left is no result of this one.
