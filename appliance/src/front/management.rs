@@ -3,7 +3,6 @@
 //! They start nothing and do not touch a session's idle clock: only forwarded requests do.
 
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, header};
-use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use super::answer::{AnswerBody, RequestLog};
@@ -11,6 +10,7 @@ use super::percent_decode;
 use super::refusal::{Code, OPERATION_ID_HEADER, Refusal};
 use super::route::{self, Route};
 use crate::access::{Claims, Scope};
+use crate::arm::resource::moment;
 use crate::pool::view::{SessionState, SessionView};
 use crate::pool::{Identifier, PoolHandle, PoolName};
 
@@ -239,11 +239,4 @@ fn full(view: &SessionView) -> Value {
     shown["createdAt"] = json!(moment(view.created_at_ms));
     shown["lastAccessedAt"] = json!(moment(view.last_accessed_at_ms));
     shown
-}
-
-/// As RFC 3339.
-fn moment(millis: u64) -> Option<String> {
-    let at = i64::try_from(millis).ok()?;
-    let at = Timestamp::from_millisecond(at).ok()?;
-    Some(at.to_string())
 }

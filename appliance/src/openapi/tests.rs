@@ -62,8 +62,7 @@ fn parameters_of_a_path_are_described() {
     }
 }
 
-/// Codes that are not in the document, since nothing over HTTPS is answered with them: they are of the socket, or of operations
-/// that failed, whose bodies name them.
+/// Codes that are not in the document: those of the socket alone, and that of methods which the document does not name.
 const ELSEWHERE: [&str; 3] = ["ImageInUse", "TokenNotFound", "MethodNotAllowed"];
 
 #[test]
