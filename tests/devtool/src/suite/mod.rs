@@ -57,6 +57,11 @@ pub fn run(workspace: &Workspace, arguments: &Arguments) -> Result<ExitCode> {
     for (program, test, reason) in report.skipped() {
         println!("skipped: {program}: {test}: {reason}");
     }
+    for test in report.unsteady() {
+        println!(
+            "unsteady: {test}: failed in the lab, and passed when it was tried once more by itself; what it said is above"
+        );
+    }
     for failure in report.failures() {
         println!("failed: {failure}");
     }
@@ -183,6 +188,7 @@ fn run_one_lab(lab: &Lab, number: usize, files: &[LabFile], script: &str) -> Res
         .and_then(|_| machine.wait_for_exit())
         .and_then(|_| machine.wait_until_off());
     let mut report = take(report)?;
+    report.settle();
     if let Err(error) = ended {
         report.fail(&format!("lab {number}"), format!("{error:#}"));
     }

@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result, bail};
 use cargo_metadata::{Message, TargetKind};
 
 use super::FOLDER;
-use super::report::{BEGIN, END};
+use super::report::{AGAIN, BEGIN, END};
 use crate::command;
 use crate::lab::LabFile;
 use crate::workspace::Workspace;
@@ -114,13 +114,30 @@ impl Program {
     }
 }
 
+/// What the shell makes of the output of a program, in the lab.
+const OUTPUT: &str = "/tmp/suite-output";
+/// More failures than these in one program are no accident, and none of them gets a second try.
+const MOST_SECOND_TRIES: u32 = 2;
+
+/// Runs a program, and those tests that have failed once more, each alone: the labs are emulated hosts on a machine that others use as
+/// well, and one of some hundred guests in them may meet an accident of that. The report names what passed only then.
+///
 /// Names of tests are Rust paths, so that nothing in them is special to the shell; a filter of the user is quoted.
 fn run_line<'a>(label: &str, program: &str, arguments: impl Iterator<Item = &'a str>) -> String {
     let arguments: String = arguments
         .map(|argument| format!(" '{}'", argument.replace('\'', r"'\''")))
         .collect();
     format!(
-        "echo '{BEGIN}{label}'\n{FOLDER}/{program} --test-threads=1{arguments}\necho \"{END}{label} $?\"\n"
+        "echo '{BEGIN}{label}'
+{{ {FOLDER}/{program} --test-threads=1{arguments}; code=$?; echo \"{END}{label} $code\"; }} | tee {OUTPUT}
+failed=$(sed -n '/^failures:$/,/^test result: /s/^    \\([^ ]*\\)$/\\1/p' {OUTPUT} | sort -u)
+count=$(echo \"$failed\" | grep -c .)
+if [ \"$count\" -ge 1 ] && [ \"$count\" -le {MOST_SECOND_TRIES} ]; then for test in $failed; do
+echo \"{BEGIN}{label} {AGAIN} $test\"
+{FOLDER}/{program} --test-threads=1 --exact \"$test\"
+echo \"{END}{label} {AGAIN} $test $?\"
+done; fi
+"
     )
 }
 
@@ -135,6 +152,43 @@ mod tests {
             line.contains(r"/suite/boot --test-threads=1 'it'\''s'"),
             "{line}"
         );
-        assert!(line.contains("@@end boot $?"), "{line}");
+        assert!(line.contains("@@end boot $code"), "{line}");
+    }
+
+    /// What comes out when the program says `said` and ends with `code`, and at a second try of one test with `later`.
+    fn play(said: &str, code: i32, later: i32) -> String {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name).display().to_string();
+        let program = format!(
+            "#!/bin/sh\ncase \"$*\" in *--exact*) echo again \"$3\"; exit {later};; esac\ncat <<'END'\n{said}\nEND\nexit {code}\n"
+        );
+        std::fs::write(at("boot"), program).unwrap();
+        let line = run_line("boot 1", "boot", std::iter::empty())
+            .replace(&format!("{FOLDER}/boot"), &format!("sh {}", at("boot")))
+            .replace(OUTPUT, &at("output"));
+        let output = Command::new("sh").args(["-c", &line]).output().unwrap();
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    #[test]
+    fn test_that_failed_is_tried_once_more_by_itself() {
+        let said = "failures:\n\n---- one::two stdout ----\nfailures:\n    one::two\n\ntest result: FAILED. 3 passed; 1 failed;";
+        let out = play(said, 101, 0);
+        assert!(
+            out.ends_with(
+                "@@end boot 1 101\n@@begin boot 1 again one::two\nagain one::two\n@@end boot 1 again one::two 0\n"
+            ),
+            "{out}"
+        );
+    }
+
+    #[test]
+    fn nothing_is_tried_again_when_all_is_well_or_much_is_not() {
+        let well = play("test result: ok. 4 passed; 0 failed;", 0, 0);
+        assert!(well.ends_with("@@end boot 1 0\n"), "{well}");
+        let names = "    one\n    two\n    three\n";
+        let said = format!("failures:\n{names}\ntest result: FAILED. 0 passed; 3 failed;");
+        let much = play(&said, 101, 0);
+        assert!(much.ends_with("@@end boot 1 101\n"), "{much}");
     }
 }

@@ -12,6 +12,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 /// What the lab's script prints around each program: `@@begin NAME`, `@@end NAME CODE`.
 pub const BEGIN: &str = "@@begin ";
 pub const END: &str = "@@end ";
+/// Between the program and the test of a second try: `@@begin NAME again TEST`.
+pub const AGAIN: &str = "again";
 const SKIPPED: &str = "SKIPPED: ";
 
 /// What a run came to, by test program.
@@ -30,6 +32,8 @@ struct Program {
     failed: usize,
     failures: Vec<String>,
     skipped: BTreeMap<String, String>,
+    /// Those that failed and then passed by themselves.
+    unsteady: Vec<String>,
 }
 
 /// One stream of output.
@@ -70,6 +74,39 @@ impl Report {
                 .iter()
                 .map(|(test, reason)| (name.as_str(), test.as_str(), reason.as_str()))
         })
+    }
+
+    /// Tests that failed and passed at the second try.
+    pub fn unsteady(&self) -> impl Iterator<Item = String> {
+        self.programs.iter().flat_map(|(name, program)| {
+            let tests = program.unsteady.iter();
+            tests.map(move |test| format!("{name}: {test}"))
+        })
+    }
+
+    /// Makes one of each program and the second tries of its tests.
+    pub fn settle(&mut self) {
+        let second: Vec<(String, String, String)> = self
+            .programs
+            .keys()
+            .filter_map(|key| {
+                let (name, test) = key.split_once(&format!(" {AGAIN} "))?;
+                Some((key.clone(), name.to_owned(), test.to_owned()))
+            })
+            .collect();
+        for (key, name, test) in second {
+            let passed = self
+                .programs
+                .remove(&key)
+                .is_some_and(|second| second.failed == 0 && second.passed == 1);
+            let Some(program) = self.programs.get_mut(&name).filter(|_| passed) else {
+                continue;
+            };
+            program.failures.retain(|failure| *failure != test);
+            program.failed = program.failed.saturating_sub(1);
+            program.passed += 1;
+            program.unsteady.push(test);
+        }
     }
 
     /// A failure that no test has reported.
@@ -294,6 +331,47 @@ test result: FAILED. 3 passed; 1 failed; 0 ignored; 0 measured; 0 filtered out
             report.failures().collect::<Vec<_>>(),
             ["e2e 1: echo::request_is_forwarded"]
         );
+    }
+
+    const FAILED: &str = "@@begin kvm 1
+failures:
+    boot::one
+    boot::two
+
+test result: FAILED. 3 passed; 2 failed; 0 ignored; 0 measured; 0 filtered out
+@@end kvm 1 101
+";
+
+    #[test]
+    fn test_that_passes_at_its_second_try_counts_as_passed_and_is_named() {
+        let tries = "@@begin kvm 1 again boot::one
+test result: ok. 1 passed; 0 failed; 0 ignored; 0 measured; 4 filtered out
+@@end kvm 1 again boot::one 0
+@@begin kvm 1 again boot::two
+failures:
+    boot::two
+
+test result: FAILED. 0 passed; 1 failed; 0 ignored; 0 measured; 4 filtered out
+@@end kvm 1 again boot::two 101
+";
+        let mut report = read(&format!("{FAILED}{tries}"));
+        report.settle();
+        assert_eq!(report.to_string(), "4 passed, 1 failed, 0 skipped");
+        assert_eq!(report.failures().collect::<Vec<_>>(), ["kvm 1: boot::two"]);
+        assert_eq!(report.unsteady().collect::<Vec<_>>(), ["kvm 1: boot::one"]);
+    }
+
+    #[test]
+    fn second_try_that_dies_or_runs_nothing_changes_nothing() {
+        for second in [
+            "@@begin kvm 1 again boot::one\n@@end kvm 1 again boot::one 139\n",
+            "@@begin kvm 1 again boot::one\ntest result: ok. 0 passed; 0 failed;\n@@end kvm 1 again boot::one 0\n",
+        ] {
+            let mut report = read(&format!("{FAILED}{second}"));
+            report.settle();
+            assert_eq!(report.to_string(), "3 passed, 2 failed, 0 skipped");
+            assert_eq!(report.unsteady().count(), 0);
+        }
     }
 
     #[test]
