@@ -360,6 +360,7 @@ mod tests {
             Readiness {
                 readable: true,
                 writable: true,
+                ended: false,
             },
             Instant::now(),
         );
@@ -406,6 +407,7 @@ mod tests {
             Readiness {
                 readable: true,
                 writable: true,
+                ended: false,
             },
             now,
         );
@@ -421,6 +423,7 @@ mod tests {
                 Readiness {
                     readable: false,
                     writable: true,
+                    ended: false,
                 },
                 now,
             );

@@ -253,6 +253,7 @@ mod tests {
         output.on_event(Readiness {
             readable: true,
             writable: false,
+            ended: false,
         });
         let mut lines = 0;
         output.pump(&mut |_| {

@@ -116,12 +116,14 @@ impl Token {
     }
 }
 
-/// What may be tried without blocking. A hang-up or an error counts as both, so that the next
+/// What may be tried without blocking. A hang-up or an error counts as all, so that the next
 /// read or write reports it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub struct Readiness {
     pub readable: bool,
     pub writable: bool,
+    /// The peer says nothing after what can be read now.
+    pub ended: bool,
 }
 
 impl Readiness {
@@ -130,6 +132,7 @@ impl Readiness {
         Self {
             readable: broken || flags.intersects(EventFlags::IN | EventFlags::RDHUP),
             writable: broken || flags.intersects(EventFlags::OUT),
+            ended: broken || flags.intersects(EventFlags::RDHUP),
         }
     }
 }

@@ -88,6 +88,7 @@ impl Exec {
             ready: Readiness {
                 readable: true,
                 writable: true,
+                ended: false,
             },
             inbox: Inbox::default(),
             outbox: Vec::new(),

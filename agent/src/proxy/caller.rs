@@ -54,6 +54,7 @@ mod tests {
     const READABLE: Readiness = Readiness {
         readable: true,
         writable: false,
+        ended: false,
     };
 
     fn caller() -> (UnixStream, Caller) {

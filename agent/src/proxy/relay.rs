@@ -23,10 +23,7 @@ impl End {
     pub fn new(socket: OwnedFd) -> Self {
         Self {
             socket,
-            ready: Readiness {
-                readable: false,
-                writable: false,
-            },
+            ready: Readiness::default(),
         }
     }
 
@@ -37,6 +34,7 @@ impl End {
     pub fn note(&mut self, readiness: Readiness) {
         self.ready.readable |= readiness.readable;
         self.ready.writable |= readiness.writable;
+        self.ready.ended |= readiness.ended;
     }
 
     /// Whether the peer has closed its end for reading too. An empty send asks without sending.
@@ -44,13 +42,17 @@ impl End {
         rustix::net::send(&self.socket, &[], SendFlags::NOSIGNAL) == Err(Errno::PIPE)
     }
 
-    /// `None` when nothing can be read now.
+    /// `None` when nothing can be read now. A short read has taken all that there was, and what comes later is a change that is
+    /// reported (epoll(7)); the end that was reported already is not, and is still to be read.
     pub fn read(&mut self, buffer: &mut [u8]) -> io::Result<Option<usize>> {
         if !self.ready.readable {
             return Ok(None);
         }
         match rustix::io::retry_on_intr(|| rustix::io::read(&self.socket, &mut *buffer)) {
-            Ok(n) => Ok(Some(n)),
+            Ok(n) => {
+                self.ready.readable = n == buffer.len() || self.ready.ended;
+                Ok(Some(n))
+            }
             Err(Errno::AGAIN) => {
                 self.ready.readable = false;
                 Ok(None)
@@ -187,6 +189,7 @@ mod tests {
     const READY: Readiness = Readiness {
         readable: true,
         writable: true,
+        ended: false,
     };
 
     /// A peer that the test holds, and the end that the direction holds.
@@ -204,8 +207,33 @@ mod tests {
         let mut direction = Direction::default();
         source.write_all(b"hello").unwrap();
         source.shutdown(std::net::Shutdown::Write).unwrap();
+        from.note(Readiness {
+            ended: true,
+            ..READY
+        });
         let moved = direction.advance(&mut from, &mut to, &mut [0; 64]).unwrap();
         assert!(moved == Moved::All && direction.is_over());
+        let mut text = String::new();
+        sink.read_to_string(&mut text).unwrap();
+        assert_eq!(text, "hello");
+    }
+
+    #[test]
+    fn end_that_comes_after_a_short_read_is_passed_on_when_it_is_reported() {
+        let ((mut source, mut from), (mut sink, mut to)) = (end(), end());
+        let mut direction = Direction::default();
+        source.write_all(b"hello").unwrap();
+        direction.advance(&mut from, &mut to, &mut [0; 64]).unwrap();
+        assert!(!from.ready.readable, "it would be read for nothing");
+        drop(source);
+        direction.advance(&mut from, &mut to, &mut [0; 64]).unwrap();
+        assert!(!direction.is_over(), "nobody has said that it ended");
+        from.note(Readiness {
+            ended: true,
+            ..READY
+        });
+        direction.advance(&mut from, &mut to, &mut [0; 64]).unwrap();
+        assert!(direction.is_over());
         let mut text = String::new();
         sink.read_to_string(&mut text).unwrap();
         assert_eq!(text, "hello");
