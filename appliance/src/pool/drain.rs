@@ -51,6 +51,11 @@ impl Table {
         actions
     }
 
+    /// Whether the end of a request may be the end of its session.
+    pub fn is_emptying(&self) -> bool {
+        self.emptying
+    }
+
     /// Ends the session of this slot if nobody uses it and the pool is being emptied.
     pub(super) fn drain_if_idle(&mut self, slot: SlotId, now: Moment) -> Vec<Action> {
         let mut actions = Vec::new();

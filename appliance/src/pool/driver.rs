@@ -3,16 +3,20 @@
 //! Others send it messages and get a typed answer; what follows from a message is decided by the
 //! pure [`Table`]. The driver never waits for a guest or the disk: that is the work of one
 //! [`Attendant`] task per slot, so a slow start delays nobody else.
+//!
+//! Two things happen with every request, and mostly need no decision: the claim of a session that serves, and its release. They are
+//! done where they come up ([`at_once`]), if nobody else is at the driver's state at that moment, and are messages otherwise.
 
+mod at_once;
 mod show;
 mod takeover;
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher as _, RandomState};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::time::Instant;
 use uuid::Uuid;
 
@@ -21,7 +25,7 @@ use super::action::{Action, Denied, EndReason, Life, Limits};
 use super::attendant::{Attendant, Order, Report};
 use super::budget::{Budget, Reservation};
 use super::clock::Clock;
-use super::handle::{Drain, Hold, Lease, Message};
+use super::handle::{Drain, Lease, Message};
 use super::inherit::Legacy;
 use super::launcher::{Launcher, StartOrder, Urgency};
 use super::names::FingerprintKey;
@@ -32,6 +36,8 @@ use super::upstream::Upstream;
 use super::uses::Uses;
 use super::view::{SessionState, SessionView};
 use crate::store::{Lifecycle, PoolRecord, Records, Use};
+
+pub(super) use at_once::{AtOnce, Hold};
 
 /// What a pool's driver works with.
 #[derive(Clone)]
@@ -57,11 +63,17 @@ pub(super) struct Driver {
     callers: HashMap<Ticket, Caller>,
     messages: mpsc::WeakUnboundedSender<Message>,
     reports: mpsc::UnboundedSender<(SlotId, Report)>,
-    from_slots: mpsc::UnboundedReceiver<(SlotId, Report)>,
     activated: watch::Sender<Arc<PoolRecord>>,
     closing: Vec<oneshot::Sender<()>>,
     /// What an earlier appliance has left of this pool, until it is taken over.
     legacies: Vec<Legacy>,
+    at_once: AtOnce,
+    /// When the task looks at the table again by itself.
+    wakes_at: Option<Moment>,
+    /// Wakes it sooner.
+    wake: Arc<Notify>,
+    /// Nothing is begun and nothing ended any more: another appliance goes on.
+    detached: bool,
 }
 
 /// Somebody who waits for a session.
@@ -91,67 +103,99 @@ struct Owned {
 }
 
 impl Driver {
-    /// A driver that claims get `serving` from, or else `pool`. It goes on with `legacies`.
-    pub fn new(
+    /// Starts a driver that claims get `serving` from, or else `pool`. It goes on with `legacies`.
+    pub fn start(
         pool: Arc<PoolRecord>,
         serving: Option<Arc<PoolRecord>>,
         legacies: Vec<Legacy>,
         tools: Tools,
         messages: mpsc::WeakUnboundedSender<Message>,
-    ) -> (Self, watch::Receiver<Arc<PoolRecord>>) {
+        inbox: mpsc::UnboundedReceiver<Message>,
+    ) -> (AtOnce, watch::Receiver<Arc<PoolRecord>>) {
         let (reports, from_slots) = mpsc::unbounded_channel();
         let active = serving.unwrap_or_else(|| Arc::clone(&pool));
         let (activated, is_active) = watch::channel(Arc::clone(&active));
         let seed = RandomState::new().hash_one(pool.name.as_str());
-        let driver = Self {
-            table: Table::new(limits(&pool), active.revision, seed),
-            active,
-            desired: Some(pool),
-            tools,
-            clock: Clock::start(Legacy::longest_ago(&legacies)),
-            slots: HashMap::new(),
-            callers: HashMap::new(),
-            messages,
-            reports,
-            from_slots,
-            activated,
-            closing: Vec::new(),
-            legacies,
-        };
-        (driver, is_active)
+        let shared = Arc::new_cyclic(|shared| {
+            Mutex::new(Self {
+                table: Table::new(limits(&pool), active.revision, seed),
+                active,
+                desired: Some(pool),
+                tools,
+                clock: Clock::start(Legacy::longest_ago(&legacies)),
+                slots: HashMap::new(),
+                callers: HashMap::new(),
+                messages,
+                reports,
+                activated,
+                closing: Vec::new(),
+                legacies,
+                at_once: AtOnce::of(shared),
+                wakes_at: None,
+                wake: Arc::default(),
+                detached: false,
+            })
+        });
+        let at_once = lock(&shared).at_once.clone();
+        tokio::spawn(Self::run(shared, inbox, from_slots));
+        (at_once, is_active)
     }
 
     /// Serves until the pool is closed, or nobody is left who could ask for anything.
-    pub async fn run(mut self, mut inbox: mpsc::UnboundedReceiver<Message>) {
+    async fn run(
+        shared: Arc<Mutex<Self>>,
+        mut inbox: mpsc::UnboundedReceiver<Message>,
+        mut from_slots: mpsc::UnboundedReceiver<(SlotId, Report)>,
+    ) {
         let mut open = true;
-        self.begin();
-        loop {
-            let deadline = self.table.next_deadline(self.clock.now());
-            let deadline = deadline.map(|moment| self.clock.instant(moment));
-            let actions = tokio::select! {
+        let wake = {
+            let mut driver = lock(&shared);
+            driver.begin();
+            Arc::clone(&driver.wake)
+        };
+        while lock(&shared).goes_on(open) {
+            let deadline = lock(&shared).deadline();
+            tokio::select! {
                 message = inbox.recv(), if open => match message {
                     Some(Message::Detach(done)) => {
+                        lock(&shared).detached = true;
                         let _ = done.send(());
                         // Neither ends anything nor lets go of anything until the process has gone.
                         return std::future::pending().await;
                     }
-                    Some(message) => self.on_message(message),
+                    Some(message) => lock(&shared).then(|driver| driver.on_message(message)),
                     None => {
                         open = false;
-                        self.table.close(self.clock.now())
+                        lock(&shared).then(|driver| driver.table.close(driver.clock.now()));
                     }
                 },
-                Some((slot, report)) = self.from_slots.recv() => self.on_report(slot, report),
-                () = until(deadline) => self.table.tick(self.clock.now()),
-            };
-            self.perform(actions);
-            if (!open || !self.closing.is_empty()) && self.table.slots_in_use() == 0 {
-                break;
+                Some((slot, report)) = from_slots.recv() => {
+                    lock(&shared).then(|driver| driver.on_report(slot, report));
+                }
+                () = wake.notified() => {}
+                () = until(deadline) => {
+                    lock(&shared).then(|driver| driver.table.tick(driver.clock.now()));
+                }
             }
         }
-        for done in self.closing {
+        for done in std::mem::take(&mut lock(&shared).closing) {
             let _ = done.send(());
         }
+    }
+
+    fn goes_on(&self, open: bool) -> bool {
+        (open && self.closing.is_empty()) || self.table.slots_in_use() > 0
+    }
+
+    /// When the table has something to do next.
+    fn deadline(&mut self) -> Option<Instant> {
+        self.wakes_at = self.table.next_deadline(self.clock.now());
+        self.wakes_at.map(|moment| self.clock.instant(moment))
+    }
+
+    fn then(&mut self, decide: impl FnOnce(&mut Self) -> Vec<Action>) {
+        let actions = decide(self);
+        self.perform(actions);
     }
 
     fn on_message(&mut self, message: Message) -> Vec<Action> {
@@ -418,6 +462,7 @@ impl Driver {
             session: live.session.as_ref()?.id,
             _hold: Hold {
                 slot,
+                at_once: self.at_once.clone(),
                 messages: self.messages.upgrade()?,
             },
         })
@@ -461,6 +506,11 @@ fn limits(pool: &PoolRecord) -> Limits {
             }
         },
     }
+}
+
+/// What panics here is the driver's task, and who meets what it has left can do no more than it could.
+fn lock(shared: &Mutex<Driver>) -> MutexGuard<'_, Driver> {
+    shared.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 async fn until(deadline: Option<Instant>) {

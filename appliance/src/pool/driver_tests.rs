@@ -697,3 +697,56 @@ async fn session_that_starts_or_ends_is_not_visited() {
     launcher.release_stops();
     assert!(stop.await.unwrap().is_some());
 }
+
+/// What comes without the driver's task: nobody else runs meanwhile.
+fn claim_at_once(pool: &PoolHandle, user: &str) -> Option<Result<Lease, Denied>> {
+    let claim = std::pin::pin!(pool.claim(id(user)));
+    match claim.poll(&mut std::task::Context::from_waker(std::task::Waker::noop())) {
+        std::task::Poll::Ready(answer) => Some(answer),
+        std::task::Poll::Pending => None,
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn session_that_serves_is_claimed_and_released_without_the_drivers_task_and_ends_in_time() {
+    let launcher = FakeLauncher::mute();
+    let pool = start_pool(&launcher, &stocked(10, 0));
+    assert!(claim_at_once(&pool, "user-1").is_none(), "it is not there");
+    let first = lease(&pool, "user-1").await.session;
+    let open = async || pool.session(id("user-1")).await.unwrap().open_requests;
+    let again = claim_at_once(&pool, "user-1").unwrap().unwrap();
+    assert_eq!((again.session, open().await), (first, 1));
+    drop(again);
+    assert_eq!(open().await, 0);
+    // Its idle time began with the last of them.
+    for _ in 0..5 {
+        tokio::time::sleep(Duration::from_secs(200)).await;
+        assert!(claim_at_once(&pool, "user-1").unwrap().is_ok());
+    }
+    tokio::time::sleep(Duration::from_secs(299)).await;
+    assert_eq!(launcher.alive(), 1);
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    launcher.wait_alive(0).await;
+    assert!(claim_at_once(&pool, "user-1").is_none());
+}
+
+#[tokio::test(start_paused = true)]
+async fn session_that_is_released_at_once_ends_at_once_when_its_pool_is_emptied() {
+    let launcher = FakeLauncher::mute();
+    let pool = start_pool(&launcher, &stocked(10, 0));
+    drop(lease(&pool, "user-1").await);
+    let used = claim_at_once(&pool, "user-1").unwrap().unwrap();
+    pool.drain(Drain::Begin);
+    assert_eq!(pool.slots_in_use().await, 1);
+    drop(used);
+    launcher.wait_alive(0).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn pool_that_was_left_to_another_appliance_gives_nothing_at_once() {
+    let launcher = FakeLauncher::mute();
+    let pool = start_pool(&launcher, &stocked(10, 0));
+    drop(lease(&pool, "user-1").await);
+    pool.detach().await;
+    assert!(claim_at_once(&pool, "user-1").is_none());
+}

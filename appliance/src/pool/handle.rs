@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use super::Identifier;
 use super::action::Denied;
-use super::driver::{Driver, Tools};
+use super::driver::{AtOnce, Driver, Hold, Tools};
 use super::inherit::Legacy;
 use super::launcher::Guest;
 use super::session::Ticket;
@@ -21,6 +21,7 @@ use crate::store::PoolRecord;
 #[derive(Clone)]
 pub struct PoolHandle {
     messages: mpsc::UnboundedSender<Message>,
+    at_once: AtOnce,
     active: watch::Receiver<Arc<PoolRecord>>,
     tickets: Arc<AtomicU64>,
 }
@@ -31,19 +32,6 @@ pub struct Lease {
     /// The session's own id: not a secret, unlike the identifier.
     pub session: Uuid,
     pub(super) _hold: Hold,
-}
-
-/// Tells the driver when a request or stream has ended.
-pub(super) struct Hold {
-    pub slot: SlotId,
-    pub messages: mpsc::UnboundedSender<Message>,
-}
-
-impl Drop for Hold {
-    fn drop(&mut self) {
-        // Without a driver there is no idle clock either.
-        let _ = self.messages.send(Message::Released(self.slot));
-    }
 }
 
 /// How a pool empties itself.
@@ -110,10 +98,10 @@ impl PoolHandle {
         let (messages, inbox) = mpsc::unbounded_channel();
         // Weak, so that the driver ends when nobody can ask it for anything any more.
         let back = messages.downgrade();
-        let (driver, active) = Driver::new(pool, serving, legacies, tools, back);
-        tokio::spawn(driver.run(inbox));
+        let (at_once, active) = Driver::start(pool, serving, legacies, tools, back, inbox);
         Self {
             messages,
+            at_once,
             active,
             tickets: Arc::default(),
         }
@@ -122,6 +110,9 @@ impl PoolHandle {
     /// The session of this identifier; a new one if there is none. Waits until it answers. Dropping
     /// this future gives up the place in the queue; a session that is there already stays.
     pub async fn claim(&self, identifier: Identifier) -> Result<Lease, Denied> {
+        if let Some(lease) = self.at_once.claim(&identifier) {
+            return Ok(lease);
+        }
         let ticket = self.ticket();
         let (answer, answered) = oneshot::channel();
         let claim = Message::Claim {
@@ -142,6 +133,9 @@ impl PoolHandle {
     /// The session of this identifier if it serves already, for somebody who may not begin one. As with every lease
     /// it does not become idle meanwhile: an operator at work in it uses it.
     pub async fn visit(&self, identifier: Identifier) -> Option<Lease> {
+        if let Some(lease) = self.at_once.claim(&identifier) {
+            return Some(lease);
+        }
         let ticket = self.ticket();
         let ask = |answer| Message::Visit {
             ticket,

@@ -63,20 +63,24 @@ impl Session {
         }
     }
 
-    /// A caller comes.
-    pub fn join(&mut self, ticket: Ticket, now: Moment) -> Joined {
-        match &mut self.phase {
-            Phase::Binding { waiting } => {
-                waiting.push(ticket);
-                Joined::Waits
-            }
-            Phase::Serving { open } => {
-                *open += 1;
-                self.accessed = now;
-                Joined::Served
-            }
-            Phase::Ending => Joined::TooLate,
-        }
+    /// A caller comes to a session that serves: it has a request open from now on. `false`: it does not serve.
+    pub fn enter(&mut self, now: Moment) -> bool {
+        let Phase::Serving { open } = &mut self.phase else {
+            return false;
+        };
+        *open += 1;
+        self.accessed = now;
+        true
+    }
+
+    /// A caller waits until the store knows. `false`: there is nothing to wait for, this session takes nobody that
+    /// could not [`enter`](Self::enter).
+    pub fn wait(&mut self, ticket: Ticket) -> bool {
+        let Phase::Binding { waiting } = &mut self.phase else {
+            return false;
+        };
+        waiting.push(ticket);
+        true
     }
 
     /// A caller that waits goes away.
@@ -118,17 +122,6 @@ impl Session {
     }
 }
 
-/// What becomes of a caller.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Joined {
-    /// It is answered at once.
-    Served,
-    /// It is answered when the store knows.
-    Waits,
-    /// This session takes nobody any more.
-    TooLate,
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -146,7 +139,7 @@ mod tests {
     #[test]
     fn callers_that_wait_are_answered_together_when_the_store_knows() {
         let mut session = binding();
-        assert_eq!(session.join(Ticket(2), seconds(4)), Joined::Waits);
+        assert!(!session.enter(seconds(4)) && session.wait(Ticket(2)));
         assert_eq!(session.bound(seconds(5)), [Ticket(1), Ticket(2)]);
         assert_eq!(session.phase, Phase::Serving { open: 2 });
         assert_eq!(
@@ -167,7 +160,7 @@ mod tests {
     fn idle_time_begins_when_the_last_of_several_requests_ends() {
         let mut session = binding();
         session.bound(seconds(5));
-        assert_eq!(session.join(Ticket(2), seconds(6)), Joined::Served);
+        assert!(session.enter(seconds(6)));
         session.release(seconds(10));
         assert_eq!(session.idle_since(), None);
         session.release(seconds(20));
@@ -180,7 +173,7 @@ mod tests {
     fn session_that_ends_while_it_is_bound_gives_up_its_callers_once() {
         let mut session = binding();
         assert_eq!(session.end(), [Ticket(1)]);
-        assert_eq!(session.join(Ticket(2), seconds(9)), Joined::TooLate);
+        assert!(!session.enter(seconds(9)) && !session.wait(Ticket(2)));
         assert_eq!(session.end(), []);
     }
 

@@ -22,7 +22,7 @@ use super::action::{Action, Denied, EndReason, Life, Limits};
 use super::budget::Shortage;
 use super::launcher::{StartFailure, Urgency};
 use super::queue::Queue;
-use super::session::{Joined, Moment, Session, Ticket};
+use super::session::{Moment, Session, Ticket};
 use super::slot::{Slot, SlotEvent, SlotId};
 use super::stock::Stock;
 
@@ -113,21 +113,16 @@ impl Table {
         if self.closing {
             return deny(vec![ticket], &Denied::Closing);
         }
+        if let Some(slot) = self.enter(identifier, now) {
+            let answer = Ok(slot);
+            return vec![Action::Answer { ticket, answer }];
+        }
         let mut held = false;
         if let Some(session) = self.sessions.get_mut(identifier) {
-            let idle_since = session.idle_since();
-            match session.join(ticket, now) {
-                Joined::Served => {
-                    let slot = session.slot;
-                    if let Some(since) = idle_since {
-                        self.idle.remove(&(since, slot));
-                    }
-                    let answer = Ok(slot);
-                    return vec![Action::Answer { ticket, answer }];
-                }
-                Joined::Waits => return Vec::new(),
-                Joined::TooLate => held = true,
+            if session.wait(ticket) {
+                return Vec::new();
             }
+            held = true;
         }
         if self.emptying {
             return deny(vec![ticket], &Denied::Draining);
@@ -148,6 +143,22 @@ impl Table {
         }
         self.fill(now, &mut actions);
         actions
+    }
+
+    /// The claim of a session that serves already: nothing has to be decided and nothing follows from it. `None`: there is none.
+    pub fn enter(&mut self, identifier: &Identifier, now: Moment) -> Option<SlotId> {
+        if self.closing {
+            return None;
+        }
+        let session = self.sessions.get_mut(identifier)?;
+        let (idle_since, slot) = (session.idle_since(), session.slot);
+        if !session.enter(now) {
+            return None;
+        }
+        if let Some(since) = idle_since {
+            self.idle.remove(&(since, slot));
+        }
+        Some(slot)
     }
 
     /// The caller went away before it was answered.
