@@ -214,15 +214,11 @@ impl Body for AnswerBody {
             Source::Lines(lines) => lines
                 .poll_recv(context)
                 .map(|line| line.map(|line| Ok(Frame::data(line)))),
-            Source::Container { body, hold } => {
-                match (Pin::new(&mut *body).poll_frame(context), hold) {
-                    (Poll::Pending, Some(hold)) => {
-                        hold.connection.drive(context);
-                        Pin::new(body).poll_frame(context)
-                    }
-                    (polled, _) => polled,
-                }
-            }
+            Source::Container { body, hold: None } => Pin::new(body).poll_frame(context),
+            Source::Container {
+                body,
+                hold: Some(Hold { connection, .. }),
+            } => connection.poll(context, |context| Pin::new(&mut *body).poll_frame(context)),
         };
         let frame = frame.map(|ready| ready.map(|frame| frame.map_err(BodyError::from)));
         let late = frame.is_pending()
