@@ -94,16 +94,17 @@ async fn work(
         .context("Cannot make the folder of the workers")?;
     match task {
         Task::Serve => {
-            let listener = fds
-                .into_iter()
-                .next()
-                .context("The warden sent no listening socket")?;
+            let mut fds = fds.into_iter();
+            let listener = fds.next().context("The warden sent no listening socket")?;
+            let plain = config.tls.plain_listen();
+            let plain = plain.map(|_| fds.next().context("The warden sent no socket for HTTP-01"));
             let images =
                 images::Cache::open(&config.paths.images).context("Cannot open the image cache")?;
             service::run(
                 service::Context {
                     config,
                     listener: listener.into(),
+                    plain: plain.transpose()?.map(Into::into),
                     workers,
                     images,
                     host: golden::Host::new(build_id, cpu, packed()),

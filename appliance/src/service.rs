@@ -21,11 +21,11 @@ use crate::admin::{
     ImportOrder, PullOrder,
 };
 use crate::arm::{self, Arm, Endpoints, Rules};
-use crate::config::{Checked, TlsFiles};
+use crate::config::Checked;
 use crate::exit::chain;
 use crate::front::listener::DRAIN_DEADLINE;
 use crate::front::refusal::{Code, Refusal};
-use crate::front::tls::{self, ServedCertificate};
+use crate::front::tls::{self, Clock, ServedCertificate};
 use crate::front::{Front, Limits, listener};
 use crate::golden::{self, Goldens, HostLauncher, defaults};
 use crate::images::registry::{Patience, PullRequest, Puller, Reference, Reporter};
@@ -54,6 +54,8 @@ pub struct Context {
     pub config: Checked,
     /// The front door's, bound and listening.
     pub listener: std::net::TcpListener,
+    /// Where challenges of an ACME server are answered without TLS.
+    pub plain: Option<std::net::TcpListener>,
     pub workers: WorkerHost,
     pub images: images::Cache,
     pub host: golden::Host,
@@ -68,6 +70,7 @@ pub async fn run(
     let Context {
         config,
         listener,
+        plain,
         workers,
         images,
         host,
@@ -78,10 +81,8 @@ pub async fn run(
     let vault = Arc::new(open_vault(&records).await?);
     let certificate = open_certificate(&config).await?;
     let tls = Arc::new(certificate.server_config()?);
-    listener
-        .set_nonblocking(true)
-        .context("Cannot use the listening socket")?;
-    let public = TcpListener::from_std(listener).context("Cannot use the listening socket")?;
+    let public = listening(listener)?;
+    let plain = plain.map(listening).transpose()?;
     let port = public
         .local_addr()
         .context("Cannot read the address of the listener")?
@@ -136,6 +137,7 @@ pub async fn run(
         arm: Arc::clone(&arm),
         domain: config.domain.clone(),
         limits: Limits::new(config.limits.clone()),
+        certificate: Arc::clone(&certificate),
     });
     let stop = Arc::<Notify>::default();
     let admin = Arc::new(Admin {
@@ -148,12 +150,14 @@ pub async fn run(
         images: image_service,
         keeper,
         arm: Arc::clone(&arm),
+        certificate: Arc::clone(&certificate),
         stop: Arc::clone(&stop),
     });
     workers.settled().await;
     tracing::info!(listen = %config.listen, pools = pools.list().len(), "serving");
     authority.prepare().await;
-    let renewal = tokio::spawn(renew(certificate));
+    let challenges = certificate.challenges();
+    let renewal = tokio::spawn(certificate.keep());
     let tidying = tokio::spawn(tidy(authority));
     let limit = config.image_cache_limit;
     let limiting = tokio::spawn(async move { housekeeping.keep_within(limit).await });
@@ -164,7 +168,12 @@ pub async fn run(
     let (stopping, shutdown) = watch::channel(false);
     tokio::join!(
         listener::serve(public, tls, front, shutdown.clone()),
-        admin::serve(private, admin, shutdown),
+        admin::serve(private, admin, shutdown.clone()),
+        async {
+            if let (Some(plain), Some(challenges)) = (plain, challenges) {
+                tls::serve_plain(plain, challenges, shutdown).await;
+            }
+        },
         async {
             // An end of whoever would say it is one, too.
             let _ = ending.wait_for(Option::is_some).await;
@@ -199,6 +208,13 @@ pub async fn run(
     }
     tracing::info!("stopped");
     Ok(())
+}
+
+fn listening(socket: std::net::TcpListener) -> anyhow::Result<TcpListener> {
+    socket
+        .set_nonblocking(true)
+        .and_then(|()| TcpListener::from_std(socket))
+        .context("Cannot use the listening socket")
 }
 
 async fn open_store(config: &Checked) -> anyhow::Result<Records> {
@@ -295,33 +311,10 @@ async fn open_goldens(
 }
 
 async fn open_certificate(config: &Checked) -> anyhow::Result<Arc<ServedCertificate>> {
-    let (files, dir) = (config.tls.clone(), config.paths.tls.clone());
+    let (source, dir) = (config.tls.clone(), config.paths.tls.clone());
     let names = tls::names(config.domain.as_deref(), config.listen.ip());
-    let open = move || match files {
-        Some(TlsFiles { certificate, key }) => ServedCertificate::of_files(&certificate, &key),
-        None => ServedCertificate::prepare(&dir, names),
-    };
+    let open = move || ServedCertificate::open(&source, &dir, names, Clock::of_the_host());
     Ok(tokio::task::spawn_blocking(open).await??)
-}
-
-/// A service that runs for a year must not serve a certificate that has ended.
-async fn renew(certificate: Arc<ServedCertificate>) {
-    let mut checks = tokio::time::interval(certificate.check_every());
-    checks.tick().await;
-    loop {
-        checks.tick().await;
-        let certificate = Arc::clone(&certificate);
-        match tokio::task::spawn_blocking(move || certificate.renew()).await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => {
-                tracing::error!(
-                    error = &error as &dyn std::error::Error,
-                    "cannot exchange the certificate; the old one is served"
-                );
-            }
-            Err(error) => tracing::error!(%error, "the renewal of the certificate was lost"),
-        }
-    }
 }
 
 /// What sessions may take of this host.

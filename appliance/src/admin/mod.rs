@@ -10,6 +10,7 @@ mod inside;
 mod keeper;
 mod listener;
 mod sessions;
+mod tls;
 mod tokens;
 
 #[cfg(test)]
@@ -35,6 +36,7 @@ use crate::arm::caller::Caller;
 use crate::arm::path::{self, Target};
 use crate::front::answer::{AnswerBody, RequestLog, refuse};
 use crate::front::refusal::Refusal;
+use crate::front::tls::ServedCertificate;
 use crate::pool::Pools;
 
 /// Answers requests on the administration socket.
@@ -46,6 +48,7 @@ pub struct Admin {
     pub goldens: Arc<dyn GoldenService>,
     /// Pools as resources.
     pub arm: Arc<Arm>,
+    pub certificate: Arc<ServedCertificate>,
     /// Told when an operator asks for the end of everything.
     pub stop: Arc<Notify>,
 }
@@ -110,6 +113,18 @@ impl Admin {
                 Method::POST => self.import_image(request).await,
                 _ => Ok(self.list_images().await),
             },
+            "/tls" => {
+                allow(&request, &[Method::GET])?;
+                Ok(Reply::ok(self.certificate.report()))
+            }
+            "/tls/ca" => {
+                allow(&request, &[Method::GET])?;
+                self.tls_authority()
+            }
+            "/tls/renew" => {
+                allow(&request, &[Method::POST])?;
+                self.renew_tls().await
+            }
             "/goldens" => {
                 allow(&request, &[Method::GET])?;
                 Ok(self.list_goldens())

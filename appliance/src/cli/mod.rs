@@ -26,6 +26,7 @@ mod source;
 mod stop;
 mod store;
 mod terminal;
+mod tls;
 mod token;
 mod values;
 
@@ -108,6 +109,7 @@ fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Golden(GoldenCommand::Ls(list)) => golden::list(&list),
         Command::Golden(GoldenCommand::Inspect { file }) => golden::inspect(&file),
         Command::Token(command) => token::run(&command),
+        Command::Tls(command) => tls::run(&command),
         Command::OpenApi => output::write(openapi::document()).map(|()| Exit::Ok),
         Command::Completion { shell } => manual::completion(shell),
         Command::Man { folder } => manual::pages(&folder),

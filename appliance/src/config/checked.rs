@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::Paths;
 use super::limits::FrontLimits;
 use super::raw::RawConfig;
-use super::tls::{self, TlsFiles};
+use super::tls::{self, TlsSource};
 use super::{access, images, limits as front_limits};
 use crate::access::IssuerSettings;
 use crate::dns_name::is_dns_name;
@@ -78,8 +78,8 @@ pub struct Checked {
     pub image_limits: Limits,
     /// What the front door lets clients take.
     pub limits: FrontLimits,
-    /// What the front door shows, if not a certificate of its own.
-    pub tls: Option<TlsFiles>,
+    /// Whose certificate the front door shows.
+    pub tls: TlsSource,
     pub paths: Paths,
 }
 
@@ -108,6 +108,18 @@ pub enum ConfigError {
         key: std::borrow::Cow<'static, str>,
         expected: String,
         found: String,
+    },
+    #[error("`{missing}` is missing: `{present}` is of no use without it, so name both or neither")]
+    Half {
+        missing: &'static str,
+        present: &'static str,
+    },
+    #[error(
+        "`{one}` and {other} are both there: the front door shows one or the other, so remove one of them"
+    )]
+    Together {
+        one: &'static str,
+        other: &'static str,
     },
     #[error("Cannot make --root {} absolute", root.display())]
     Root {
@@ -224,7 +236,7 @@ fn check(raw: RawConfig, paths: Paths, overrides: &Overrides) -> Result<Checked,
         registries: images::registries(raw.registries)?,
         image_limits: images::limits(raw.image_limits)?,
         limits: front_limits::limits(raw.limits)?,
-        tls: tls::files(raw.tls)?,
+        tls: tls::source(raw.tls)?,
         paths,
     })
 }
@@ -351,6 +363,7 @@ pub(super) fn shown(value: &toml::Value) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::TlsFiles;
 
     fn checked(text: &str) -> Result<Checked, ConfigError> {
         let raw = parse(Path::new("cabana.toml"), text)?;
@@ -471,6 +484,8 @@ mod tests {
             ("tls", "3"),
             ("tls.key", "\"key\""),
             ("tls.certificate", "1"),
+            ("tls.acme", "3"),
+            ("tls.acme.domains", "[\"*.a.example\"]"),
             ("limits", "3"),
             ("limits.header_bytes", "1023"),
             ("limits.request_seconds", "0"),
@@ -488,21 +503,18 @@ mod tests {
     #[test]
     fn certificate_and_key_are_said_together() {
         let config = checked("[tls]\ncertificate = \"/c.pem\"\nkey = \"/k.pem\"\n").unwrap();
-        let files = config.tls.unwrap();
-        assert_eq!(
-            (files.certificate, files.key),
-            ("/c.pem".into(), "/k.pem".into())
-        );
-        assert_eq!(checked("").unwrap().tls, None);
-        for half in [
-            "key = \"/k.pem\"",
-            "",
-            "certificate = \"/c.pem\"",
-            "password = \"x\"",
-        ] {
+        let files = TlsFiles {
+            certificate: "/c.pem".into(),
+            key: "/k.pem".into(),
+        };
+        assert_eq!(config.tls, TlsSource::Files(files));
+        assert_eq!(checked("").unwrap().tls, TlsSource::Own);
+        for half in ["key = \"/k.pem\"", "certificate = \"/c.pem\""] {
             let line = refusal(&format!("[tls]\n{half}"));
-            assert!(line.contains("certificate and key"), "{line}");
+            assert!(line.contains("both or neither"), "{line}");
         }
+        let line = refusal("[tls]\npassword = \"x\"");
+        assert!(line.contains("certificate and key, or acme"), "{line}");
     }
 
     #[test]

@@ -15,4 +15,4 @@ mod tls;
 pub use checked::{Checked, ConfigError, Overrides, load};
 pub use limits::{FrontLimits, LONGEST_HEAD};
 pub use paths::Paths;
-pub use tls::TlsFiles;
+pub use tls::{AcmeChallenge, AcmeSettings, ExternalAccount, TlsFiles, TlsSource};

@@ -11,6 +11,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use rustix::net::sockopt;
 use rustls::ServerConfig;
+use tokio::io::AsyncWriteExt as _;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
@@ -20,6 +21,7 @@ use tokio_rustls::server::TlsStream;
 use super::Front;
 use super::limit::Gauge;
 use super::paced::{Activity, Paced};
+use super::tls::CHALLENGE_PROTOCOL;
 use crate::config::{FrontLimits, LONGEST_HEAD};
 
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -125,6 +127,12 @@ async fn connection(
         Ok(Err(error)) => return tracing::debug!(%peer, %error, "TLS handshake failed"),
         Err(_) => return tracing::debug!(%peer, "TLS handshake took too long"),
     };
+    if stream.get_ref().1.alpn_protocol() == Some(CHALLENGE_PROTOCOL) {
+        // The ACME server has seen what it came for, and nothing may follow (RFC 8737 §3).
+        let mut stream = stream;
+        let _ = tokio::time::timeout(HANDSHAKE_TIMEOUT, stream.shutdown()).await;
+        return;
+    }
     let builder = builder(&stream, rules);
     let activity = Activity::new();
     let requests = activity.clone();

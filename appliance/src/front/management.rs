@@ -96,6 +96,14 @@ pub async fn answer<B>(
 }
 
 impl Reply {
+    /// Certificates in PEM (RFC 8555 §9.1).
+    pub fn certificate(pem: &str) -> Self {
+        Self {
+            content_type: "application/pem-certificate-chain",
+            body: pem.to_owned(),
+        }
+    }
+
     fn json(body: &Value) -> Self {
         Self {
             content_type: "application/json",

@@ -4,6 +4,7 @@
 //! listener (tls) ─▶ Front::handle ─▶ auth ─▶ route ─▶ pool claim ─▶ forward ─▶ container
 //!                        │         │           └─ /.management ─▶ management
 //!                        │         └─ /subscriptions/…/providers/… ─▶ arm
+//!                        ├─ /ca.pem, before auth: it is public
 //!                        └─ anything wrong ─▶ refusal
 //! ```
 //!
@@ -45,6 +46,7 @@ use limit::Gauge;
 use management::{Asked, Caller, Reply};
 use paced::Busy;
 use refusal::{Code, OPERATION_ID_HEADER, Refusal};
+use tls::ServedCertificate;
 
 use crate::access::{Authority, Role, TokenHash};
 use crate::arm::call::Reply as ArmReply;
@@ -67,6 +69,8 @@ pub struct Front {
     pub arm: Arc<Arm>,
     pub domain: Option<String>,
     pub limits: Limits,
+    /// What is shown to clients, and what they trust.
+    pub certificate: Arc<ServedCertificate>,
 }
 
 /// What clients may take, and what they have taken.
@@ -139,6 +143,9 @@ impl Front {
                 }
             },
         )?;
+        if let Some(reply) = self.public(&request)? {
+            return Ok(Cleared::Managed(reply));
+        }
         let claims = self.authority.admit(request.headers(), peer).await?;
         let host = authority_of(&request)?;
         let slash = PathAndQuery::from_static("/");
@@ -223,6 +230,27 @@ impl Front {
             operation,
             body_limits: self.limits.of_bodies(),
         })))
+    }
+}
+
+impl Front {
+    /// What everybody may have, without a token.
+    fn public(&self, request: &Request<Incoming>) -> Result<Option<Reply>, Refusal> {
+        let Ok(host) = authority_of(request) else {
+            return Ok(None);
+        };
+        let path = request.uri().path();
+        if !route::is_authority(host_name(&host), path, self.domain.as_deref()) {
+            return Ok(None);
+        }
+        arm::call::allow(request, &[Method::GET])?;
+        match self.certificate.authority() {
+            Some(pem) => Ok(Some(Reply::certificate(pem))),
+            None => Err(Refusal::new(
+                Code::ResourceNotFound,
+                "The certificate here is the operator's own, and the appliance has no authority of its own",
+            )),
+        }
     }
 }
 

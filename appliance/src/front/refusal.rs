@@ -46,6 +46,10 @@ pub enum Code {
     SessionPoolNotFound,
     /// There is no record of an issued token with this id.
     TokenNotFound,
+    /// The certificate is not one that can be asked for.
+    CertificateNotRenewable,
+    /// The ACME server gave none.
+    CertificateNotIssued,
     MethodNotAllowed,
     SessionPoolNameInUse,
     PreconditionFailed,
@@ -76,7 +80,7 @@ pub enum Code {
 
 impl Code {
     /// Every code.
-    pub const ALL: [Self; 48] = [
+    pub const ALL: [Self; 50] = [
         Self::SessionRequestValidationFailed,
         Self::SessionRequestNotSupported,
         Self::SessionWithIdentifierNotFound,
@@ -102,6 +106,8 @@ impl Code {
         Self::ResourceNotFound,
         Self::SessionPoolNotFound,
         Self::TokenNotFound,
+        Self::CertificateNotRenewable,
+        Self::CertificateNotIssued,
         Self::TooManyFailedAttempts,
         Self::MethodNotAllowed,
         Self::SessionPoolNameInUse,
@@ -145,6 +151,8 @@ impl Code {
             Self::ResourceNotFound => "ResourceNotFound",
             Self::SessionPoolNotFound => "SessionPoolNotFound",
             Self::TokenNotFound => "TokenNotFound",
+            Self::CertificateNotRenewable => "CertificateNotRenewable",
+            Self::CertificateNotIssued => "CertificateNotIssued",
             Self::TooManyFailedAttempts => "TooManyFailedAttempts",
             Self::MethodNotAllowed => "MethodNotAllowed",
             Self::SessionPoolNameInUse => "SessionPoolNameInUse",
@@ -190,7 +198,7 @@ impl Code {
                 StatusCode::NOT_FOUND
             }
             Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
-            Self::SessionPoolNameInUse => StatusCode::CONFLICT,
+            Self::SessionPoolNameInUse | Self::CertificateNotRenewable => StatusCode::CONFLICT,
             Self::PreconditionFailed => StatusCode::PRECONDITION_FAILED,
             Self::PayloadTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::MaxConcurrentSessionsReached
@@ -201,7 +209,7 @@ impl Code {
             Self::InternalError | Self::SessionPoolGoldenFailed => {
                 StatusCode::INTERNAL_SERVER_ERROR
             }
-            Self::SessionUnreachable => StatusCode::BAD_GATEWAY,
+            Self::SessionUnreachable | Self::CertificateNotIssued => StatusCode::BAD_GATEWAY,
             Self::HostCapacityReached
             | Self::TokenIssuerUnavailable
             | Self::HostDraining

@@ -111,6 +111,14 @@ pub fn is_document(host: &str, path: &str, domain: Option<&str>) -> bool {
     path == DOCUMENT && !is_of_a_pool(host, domain)
 }
 
+/// Where the certificate that clients trust is.
+const AUTHORITY: &str = "/ca.pem";
+
+/// Whether the certificate of the private authority is meant.
+pub fn is_authority(host: &str, path: &str, domain: Option<&str>) -> bool {
+    path == AUTHORITY && !is_of_a_pool(host, domain)
+}
+
 /// There all paths are the container's.
 fn is_of_a_pool(host: &str, domain: Option<&str>) -> bool {
     domain.and_then(|domain| label_of(host, domain)).is_some()

@@ -12,6 +12,7 @@
 //! the right length), and one that is restored is a new agent. Since all guests share this machine's loopback, each
 //! gets a port of its own: the warden puts it into the container's description on its way to the agent.
 
+mod acme;
 mod azure_sdk;
 mod bench;
 mod bench_images;
@@ -97,6 +98,7 @@ struct Native {
     address: SocketAddr,
     paths: Paths,
     claims: Arc<Mutex<Vec<Duration>>>,
+    plain: Option<TcpListener>,
     root: TempDir,
     _run: TempDir,
 }
@@ -104,23 +106,32 @@ struct Native {
 impl Native {
     /// With a root of its own and the image that pools are made of. `None`: programs are missing.
     async fn start(test: &str) -> Option<Self> {
-        Self::start_with(test, |_| Vec::new(), None).await
+        Self::start_with(test, |_| Vec::new(), None, Extra::none).await
+    }
+
+    /// With more in its configuration, which may need the address of the front door.
+    async fn start_configured(
+        test: &str,
+        extra: impl AsyncFnOnce(SocketAddr) -> Extra,
+    ) -> Option<Self> {
+        Self::start_with(test, |_| Vec::new(), None, extra).await
     }
 
     /// With a command in front of the appliance's own, which ends with that in its place.
     async fn start_behind(test: &str, command: impl FnOnce(&Paths) -> Vec<String>) -> Option<Self> {
-        Self::start_with(test, command, None).await
+        Self::start_with(test, command, None, Extra::none).await
     }
 
     /// With a log that goes into a file, as on a server, and is not looked at.
     async fn start_logging(test: &str, log: File) -> Option<Self> {
-        Self::start_with(test, |_| Vec::new(), Some(log)).await
+        Self::start_with(test, |_| Vec::new(), Some(log), Extra::none).await
     }
 
     async fn start_with(
         test: &str,
         command: impl FnOnce(&Paths) -> Vec<String>,
         log: Option<File>,
+        extra: impl AsyncFnOnce(SocketAddr) -> Extra,
     ) -> Option<Self> {
         let programs = Programs::find(test)?;
         raise_descriptor_limit();
@@ -128,9 +139,12 @@ impl Native {
         let root = tempfile::tempdir_in("/var/tmp").unwrap();
         let run = tempfile::tempdir_in("/dev/shm").unwrap();
         std::os::unix::fs::symlink(run.path(), root.path().join("run")).unwrap();
-        std::fs::write(root.path().join(CONFIG_FILE), CONFIG).unwrap();
-        let (config, listener) = configure(root.path());
+        let listener = bind();
         let address = listener.local_addr().unwrap();
+        let Extra { text, plain } = extra(address).await;
+        let text = format!("{CONFIG}{text}");
+        std::fs::write(root.path().join(CONFIG_FILE), text).unwrap();
+        let config = configure(root.path(), address);
         let paths = config.paths.clone();
         for folder in paths.kept().into_iter().chain([paths.run.as_path()]) {
             let made = std::fs::DirBuilder::new()
@@ -141,7 +155,8 @@ impl Native {
         }
         let claims = Arc::default();
         let command = command(&paths);
-        let (process, warden) = launch(&programs, command, config, &listener, log, &claims);
+        let listeners: Vec<_> = [&listener].into_iter().chain(&plain).collect();
+        let (process, warden) = launch(&programs, command, config, &listeners, log, &claims);
         let this = Self {
             warden,
             programs,
@@ -149,6 +164,7 @@ impl Native {
             address,
             paths,
             claims,
+            plain,
             root,
             _run: run,
         };
@@ -161,13 +177,15 @@ impl Native {
     /// Again on the same root, after its end.
     async fn restart(&mut self) {
         std::fs::remove_file(&self.paths.admin_socket).unwrap();
-        let (config, listener) = configure(self.root.path());
+        let listener = bind();
         self.address = listener.local_addr().unwrap();
+        let config = configure(self.root.path(), self.address);
+        let listeners: Vec<_> = [&listener].into_iter().chain(&self.plain).collect();
         (self.process, self.warden) = launch(
             &self.programs,
             Vec::new(),
             config,
-            &listener,
+            &listeners,
             None,
             &self.claims,
         );
@@ -312,15 +330,36 @@ impl Drop for Native {
     }
 }
 
-/// What the appliance is told, and what it listens on.
-fn configure(root: &Path) -> (Checked, TcpListener) {
+/// What an appliance is configured with beside the ordinary.
+struct Extra {
+    text: String,
+    /// Where challenges are answered without TLS.
+    plain: Option<TcpListener>,
+}
+
+impl Extra {
+    async fn none(_: SocketAddr) -> Self {
+        Self {
+            text: String::new(),
+            plain: None,
+        }
+    }
+}
+
+/// What the appliance listens on.
+fn bind() -> TcpListener {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     rustix::net::listen(&listener, 1024).unwrap();
+    listener
+}
+
+/// What the appliance is told.
+fn configure(root: &Path, address: SocketAddr) -> Checked {
     let overrides = Overrides {
-        listen: Some(listener.local_addr().unwrap().to_string()),
+        listen: Some(address.to_string()),
     };
     let config = config::load(root, Some(&root.join(CONFIG_FILE)), &overrides);
-    (config.unwrap(), listener)
+    config.unwrap()
 }
 
 /// Starts the appliance's process, with `command` in front of its own, and its warden.
@@ -328,7 +367,7 @@ fn launch(
     programs: &Programs,
     command: Vec<String>,
     config: Checked,
-    listener: &TcpListener,
+    listeners: &[&TcpListener],
     log: Option<File>,
     claims: &Arc<Mutex<Vec<Duration>>>,
 ) -> (Child, Warden) {
@@ -352,7 +391,8 @@ fn launch(
         task: Task::Serve,
     };
     let setup = serde_json::to_vec(&setup).unwrap();
-    channel::send(ours.as_fd(), &setup, &[listener.as_fd()], false).unwrap();
+    let listeners: Vec<_> = listeners.iter().map(AsFd::as_fd).collect();
+    channel::send(ours.as_fd(), &setup, &listeners, false).unwrap();
     if let Some(log) = process.stderr.take() {
         read_log(log, Arc::clone(claims));
     }

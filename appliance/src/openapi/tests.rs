@@ -63,7 +63,13 @@ fn parameters_of_a_path_are_described() {
 }
 
 /// Codes that are not in the document: those of the socket alone, and that of methods which the document does not name.
-const ELSEWHERE: [&str; 3] = ["ImageInUse", "TokenNotFound", "MethodNotAllowed"];
+const ELSEWHERE: [&str; 5] = [
+    "ImageInUse",
+    "TokenNotFound",
+    "CertificateNotRenewable",
+    "CertificateNotIssued",
+    "MethodNotAllowed",
+];
 
 #[test]
 fn every_code_that_a_caller_can_meet_is_in_the_document() {

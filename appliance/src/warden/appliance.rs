@@ -17,8 +17,9 @@ const MAX_WAITING_EVENTS: usize = 16_384;
 #[derive(Debug)]
 pub struct Launch {
     pub setup: ApplianceSetup,
-    /// A copy of the front door's socket. Connections wait in it while no appliance is there to accept them.
-    pub listener: Option<TcpListener>,
+    /// Copies of the front door's socket and, with HTTP-01, of that for its challenges. Connections wait in them while no
+    /// appliance is there to accept them.
+    pub listeners: Vec<TcpListener>,
 }
 
 impl Launch {
@@ -29,8 +30,8 @@ impl Launch {
         };
         let process = Process::spawn(OURSELVES, Role::Appliance, output, None)?;
         let entry = records.write(Subject::Appliance, process.id(), self.setup.uid)?;
-        let listener = self.listener.as_ref().map(AsFd::as_fd);
-        match process.send_first(&self.setup, listener.as_slice()) {
+        let listeners: Vec<_> = self.listeners.iter().map(AsFd::as_fd).collect();
+        match process.send_first(&self.setup, &listeners) {
             Ok(()) => Ok(Appliance::new(process, Some(entry))),
             Err(error) => {
                 entry.remove();
@@ -41,7 +42,7 @@ impl Launch {
 
     /// Callers that come now are refused at once, and not when we are gone.
     pub fn close_door(&mut self) {
-        self.listener = None;
+        self.listeners.clear();
     }
 }
 

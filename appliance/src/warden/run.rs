@@ -395,7 +395,7 @@ mod tests {
         };
         let launch = Launch {
             setup,
-            listener: Some(TcpListener::bind("127.0.0.1:0").unwrap()),
+            listeners: vec![TcpListener::bind("127.0.0.1:0").unwrap()],
         };
         let warden = Warden::new(
             tempfile::tempfile().unwrap(),
@@ -535,7 +535,7 @@ mod tests {
     fn end_is_told_as_it_is_meant_and_the_door_is_closed() {
         for how in [Ending::Stop, Ending::Detach] {
             let mut setting = setting(Task::Serve);
-            let address = setting.warden.launch.listener.as_ref().unwrap();
+            let address = &setting.warden.launch.listeners[0];
             let address = address.local_addr().unwrap();
             setting.warden.end(how);
             assert_eq!(setting.events(), [Event::End { how }]);

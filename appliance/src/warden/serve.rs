@@ -87,10 +87,15 @@ pub fn serve(config: Checked, task: Task) -> Result<Exit, ServeError> {
         tracing::info!(workers = left.workers.len(), "Taking over");
     }
     folders.open_run(uid, !left.workers.is_empty())?;
-    let listener = match task {
-        Task::Serve => Some(listen(config.listen, left.appliance)?),
-        Task::Bench(_) => None,
+    let addresses = match task {
+        Task::Serve => Some(config.listen)
+            .into_iter()
+            .chain(config.tls.plain_listen()),
+        Task::Bench(_) => None.into_iter().chain(None),
     };
+    let listeners = addresses
+        .map(|address| listen(address, left.appliance))
+        .collect::<Result<_, _>>()?;
     let signals = Signals::catch().map_err(ServeError::Signals)?;
     let cgroups = match Cgroups::prepare() {
         Ok(groups) => Some(groups),
@@ -114,7 +119,7 @@ pub fn serve(config: Checked, task: Task) -> Result<Exit, ServeError> {
         cpu: kvm::cpu_digest(&kvm),
         task: task.clone(),
     };
-    let launch = Launch { setup, listener };
+    let launch = Launch { setup, listeners };
     let appliance = launch
         .start(children.records())
         .map_err(ServeError::Appliance)?;
@@ -124,7 +129,7 @@ pub fn serve(config: Checked, task: Task) -> Result<Exit, ServeError> {
     Ok(exit(&task, &outcome))
 }
 
-/// The socket of the front door. It is made here, where ports below 1024 may be bound, and first, so that
+/// A socket of the appliance. It is made here, where ports below 1024 may be bound, and first, so that
 /// a port in use is told before anything is started. The warden reads nothing from it.
 fn listen(address: SocketAddr, patient: bool) -> Result<TcpListener, ServeError> {
     let failed = |source| ServeError::Listen { address, source };

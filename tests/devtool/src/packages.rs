@@ -33,8 +33,8 @@ pub const LAB: &[&str] = &[
 ];
 /// The image made of a real distribution.
 pub const IMAGES: &[&str] = &["mmdebstrap", "umoci"];
-/// What the unit tests pull images from.
-pub const CHECK: &[&str] = &["docker-registry"];
+/// What the unit tests pull images from, and the ACME server that they have certificates of.
+pub const CHECK: &[&str] = &["docker-registry", "pebble"];
 /// What client libraries are installed with.
 pub const PYTHON: &[&str] = &["python3", "python3-venv"];
 /// What the front door is measured with and beside.

@@ -150,6 +150,11 @@ impl Office {
             keeper: Arc::new(keeper::OneImage),
             goldens: Arc::new(OneGolden),
             arm: crate::arm::testing::arm(&launcher, &pools, None).await,
+            certificate: crate::front::tls::ServedCertificate::prepare(
+                dir.path(),
+                vec!["localhost".to_owned()],
+            )
+            .unwrap(),
             stop: Arc::clone(&asked_to_stop),
         };
         let (stop, stopped) = watch::channel(false);

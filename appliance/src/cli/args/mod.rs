@@ -13,6 +13,7 @@ mod images;
 mod pools;
 mod registry;
 mod sessions;
+mod tls;
 mod tokens;
 
 pub use appliance::{Appliance, Connection, Format, Group, Groups, Output};
@@ -24,6 +25,7 @@ pub use pools::{
 };
 pub use registry::RegistryFlags;
 pub use sessions::{ExecSession, OneSession, SessionCommand, SessionLogs, SessionTarget};
+pub use tls::{ShowTls, TlsAuthority, TlsCommand};
 pub use tokens::{CreateToken, ListTokens, OneToken, RevokeToken, RotateKey, TokenCommand};
 
 /// A pool of hardware-isolated sessions on one Linux host.
@@ -77,6 +79,9 @@ pub enum Command {
     /// Make, list and revoke bearer tokens, and change the key that signs them
     #[command(subcommand)]
     Token(TokenCommand),
+    /// Look at the certificates of the front door
+    #[command(subcommand)]
+    Tls(TlsCommand),
     /// Save what the appliance keeps, and bring it back
     #[command(subcommand)]
     Store(StoreCommand),

@@ -1,5 +1,6 @@
 //! The front door over real TLS on loopback. Containers are HTTP servers in this process.
 
+mod authority;
 mod contract;
 mod forwarding;
 mod frames;
@@ -94,6 +95,7 @@ impl Door {
             arm: arm.clone(),
             domain: Some("cabana.example".into()),
             limits: Limits::new(limits),
+            certificate: Arc::clone(&certificate),
         });
         let socket = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let address = socket.local_addr().unwrap();

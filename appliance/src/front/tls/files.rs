@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use rustls::sign::CertifiedKey;
 
-use super::{TlsError, certified};
+use super::{TlsError, certified_files};
 
 /// What tells a file from what it was: where it is, when it was written, how long it is. `None`: it cannot be seen.
 type Stamp = Option<(u64, u64, i64, i64, u64)>;
@@ -41,7 +41,7 @@ impl Files {
     pub fn load(&self) -> Result<Arc<CertifiedKey>, TlsError> {
         // Before they are read: what changes meanwhile is read again.
         *self.read.lock().unwrap_or_else(PoisonError::into_inner) = self.stamps();
-        certified(&self.certificate, &self.key)
+        certified_files(&self.certificate, &self.key)
     }
 
     fn stamps(&self) -> [Stamp; 2] {
@@ -66,7 +66,7 @@ mod tests {
     }
 
     fn served(certificate: &ServedCertificate) -> Vec<u8> {
-        let current = certificate.current.read().unwrap();
+        let current = certificate.base();
         current.end_entity_cert().unwrap().to_vec()
     }
 
@@ -84,25 +84,25 @@ mod tests {
         put(&key, &first.1);
         let serving = ServedCertificate::of_files(&certificate, &key).unwrap();
         let before = served(&serving);
-        serving.renew().unwrap();
+        serving.renew_base().unwrap();
         assert_eq!(served(&serving), before);
         // Half of it: they do not fit together. It is said once, and the old pair is served.
         put(&certificate, &second.0);
-        let error = serving.renew().unwrap_err().to_string();
+        let error = serving.renew_base().unwrap_err().to_string();
         assert!(
             error.contains("cert.pem") && error.contains("key.pem"),
             "{error}"
         );
-        serving.renew().unwrap();
+        serving.renew_base().unwrap();
         assert_eq!(served(&serving), before);
         put(&key, &second.1);
-        serving.renew().unwrap();
+        serving.renew_base().unwrap();
         assert_ne!(served(&serving), before);
         // Gone: as it was.
         let after = served(&serving);
         fs::remove_file(&key).unwrap();
-        serving.renew().unwrap_err();
-        serving.renew().unwrap();
+        serving.renew_base().unwrap_err();
+        serving.renew_base().unwrap();
         assert_eq!(served(&serving), after);
     }
 

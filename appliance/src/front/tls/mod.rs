@@ -1,33 +1,31 @@
 //! TLS: whose certificate is served, and what it is exchanged for while connections are open.
 //!
+//! - `served`: what the listener is given, and what people are told of it.
 //! - `own`: of a private CA that is made at first start.
 //! - `files`: the operator's, read again when they change.
+//! - `acme`: of an ACME server, which is asked for the next one in time.
+//! - `facts`: what a certificate says of itself.
 
+mod acme;
+mod facts;
 mod files;
 mod own;
+mod served;
 
-use std::fs;
-use std::io;
+use std::fs::{self, Permissions};
+use std::io::{self, Write as _};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, PoisonError, RwLock};
-use std::time::Duration;
+use std::sync::Arc;
 
 use jiff::Timestamp;
-use rustls::ServerConfig;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 
-use files::Files;
+pub use acme::{CHALLENGE_PROTOCOL, Challenges, serve_plain};
 pub use own::names;
-
-/// HTTP/2 first: that is the order of preference.
-const PROTOCOLS: [&[u8]; 2] = [b"h2", b"http/1.1"];
-/// Our own ends after a year; a day sooner or later does not matter.
-const OWN_CHECK: Duration = Duration::from_secs(24 * 3600);
-/// Two calls of `stat`. Who has exchanged a certificate does not wait longer to see it.
-const FILES_CHECK: Duration = Duration::from_secs(10);
+pub use served::{RenewError, ServedCertificate};
 
 /// Why the certificates could not be prepared.
 #[derive(Debug, thiserror::Error)]
@@ -57,108 +55,43 @@ pub enum TlsError {
     Protocol { source: rustls::Error },
 }
 
-/// Where the certificate comes from.
-#[derive(Debug)]
-enum Source {
-    Own { dir: PathBuf, names: Vec<String> },
-    Files(Files),
-}
+/// Tells the time of day. Tests have one of their own.
+#[derive(Clone)]
+pub struct Clock(Arc<dyn Fn() -> Timestamp + Send + Sync>);
 
-/// The certificate that is served, exchangeable while connections are open.
-#[derive(Debug)]
-pub struct ServedCertificate {
-    source: Source,
-    current: RwLock<Arc<CertifiedKey>>,
-}
-
-impl ServedCertificate {
-    /// One of our own CA: uses what is in `dir`, or makes it. Blocks.
-    pub fn prepare(dir: &Path, names: Vec<String>) -> Result<Arc<Self>, TlsError> {
-        let current = RwLock::new(own::ensure(dir, &names, Timestamp::now())?);
-        let dir = dir.to_owned();
-        Ok(Arc::new(Self {
-            source: Source::Own { dir, names },
-            current,
-        }))
+impl Clock {
+    pub fn of_the_host() -> Self {
+        Self(Arc::new(Timestamp::now))
     }
 
-    /// The operator's. Blocks.
-    pub fn of_files(certificate: &Path, key: &Path) -> Result<Arc<Self>, TlsError> {
-        let files = Files::new(certificate, key);
-        let current = RwLock::new(files.load()?);
-        Ok(Arc::new(Self {
-            source: Source::Files(files),
-            current,
-        }))
-    }
-
-    /// How often [`Self::renew`] should be called.
-    pub fn check_every(&self) -> Duration {
-        match self.source {
-            Source::Own { .. } => OWN_CHECK,
-            Source::Files(_) => FILES_CHECK,
-        }
-    }
-
-    /// Exchanges the certificate if its end is near, or if its files have changed. If that fails, the one that is served
-    /// stays. Blocks.
-    pub fn renew(&self) -> Result<(), TlsError> {
-        let certificate = match &self.source {
-            Source::Own { dir, names } => own::ensure(dir, names, Timestamp::now())?,
-            Source::Files(files) if files.have_changed() => {
-                let certificate = files.load()?;
-                tracing::info!("the certificate was exchanged");
-                certificate
-            }
-            Source::Files(_) => return Ok(()),
-        };
-        *self.current.write().unwrap_or_else(PoisonError::into_inner) = certificate;
-        Ok(())
-    }
-
-    /// The configuration of the listener.
-    pub fn server_config(self: &Arc<Self>) -> Result<ServerConfig, TlsError> {
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let builder = ServerConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .map_err(|source| TlsError::Protocol { source })?;
-        let mut config = builder
-            .with_no_client_auth()
-            .with_cert_resolver(Arc::clone(self) as Arc<dyn ResolvesServerCert>);
-        config.alpn_protocols = PROTOCOLS.map(<[u8]>::to_vec).to_vec();
-        Ok(config)
-    }
-}
-
-impl ResolvesServerCert for ServedCertificate {
-    fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        Some(Arc::clone(
-            &self.current.read().unwrap_or_else(PoisonError::into_inner),
-        ))
+    fn now(&self) -> Timestamp {
+        (self.0)()
     }
 }
 
 /// A certificate, with those that lead to its CA behind it, and its key; both in PEM.
-fn certified(certificate: &Path, key: &Path) -> Result<Arc<CertifiedKey>, TlsError> {
-    let of = |source| TlsError::Use {
-        certificate: certificate.to_owned(),
-        key: key.to_owned(),
-        source,
-    };
-    let unusable = |error: &dyn std::error::Error| of(rustls::Error::General(error.to_string()));
-    let chain = CertificateDer::pem_slice_iter(read(certificate)?.as_bytes())
+fn certified(certificate: &str, key: &str) -> Result<Arc<CertifiedKey>, rustls::Error> {
+    let unusable = |error: &dyn std::error::Error| rustls::Error::General(error.to_string());
+    let chain = CertificateDer::pem_slice_iter(certificate.as_bytes())
         .collect::<Result<Vec<_>, _>>()
         .map_err(|error| unusable(&error))?;
     if chain.is_empty() {
         let message = "there is no certificate in PEM in the file";
-        return Err(of(rustls::Error::General(message.to_owned())));
+        return Err(rustls::Error::General(message.to_owned()));
     }
-    let key =
-        PrivateKeyDer::from_pem_slice(read(key)?.as_bytes()).map_err(|error| unusable(&error))?;
-    let key = rustls::crypto::aws_lc_rs::sign::any_supported_type(&key).map_err(of)?;
+    let key = PrivateKeyDer::from_pem_slice(key.as_bytes()).map_err(|error| unusable(&error))?;
+    let key = rustls::crypto::aws_lc_rs::sign::any_supported_type(&key)?;
     let certificate = CertifiedKey::new(chain, key);
-    certificate.keys_match().map_err(of)?;
+    certificate.keys_match()?;
     Ok(Arc::new(certificate))
+}
+
+fn certified_files(certificate: &Path, key: &Path) -> Result<Arc<CertifiedKey>, TlsError> {
+    certified(&read(certificate)?, &read(key)?).map_err(|source| TlsError::Use {
+        certificate: certificate.to_owned(),
+        key: key.to_owned(),
+        source,
+    })
 }
 
 fn read(path: &Path) -> Result<String, TlsError> {
@@ -167,4 +100,44 @@ fn read(path: &Path) -> Result<String, TlsError> {
         path: path.to_owned(),
         source,
     })
+}
+
+/// Whole or not at all, and never readable by others for a moment.
+fn write(path: &Path, text: &str, mode: u32) -> Result<(), TlsError> {
+    let failed = |source| TlsError::File {
+        attempt: "write",
+        path: path.to_owned(),
+        source,
+    };
+    let dir = path.parent().unwrap_or(Path::new("."));
+    // Made with mode 0600.
+    let mut file = tempfile::NamedTempFile::new_in(dir).map_err(failed)?;
+    file.write_all(text.as_bytes()).map_err(failed)?;
+    file.as_file()
+        .set_permissions(Permissions::from_mode(mode))
+        .map_err(failed)?;
+    file.as_file().sync_all().map_err(failed)?;
+    file.persist(path).map_err(|error| failed(error.error))?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod testing {
+    use jiff::SignedDuration;
+    use tokio::time::Instant;
+
+    use super::*;
+
+    /// When simulated time begins.
+    pub const BEGIN: &str = "2026-01-01T00:00:00Z";
+
+    /// A clock that goes as tokio's does, which jumps when everybody sleeps.
+    pub fn simulated() -> Clock {
+        let began = Instant::now();
+        Clock(Arc::new(move || {
+            let passed = SignedDuration::try_from(began.elapsed()).unwrap();
+            let begin: Timestamp = BEGIN.parse().unwrap();
+            begin.checked_add(passed).unwrap()
+        }))
+    }
 }

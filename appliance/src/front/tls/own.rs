@@ -4,10 +4,8 @@
 //! anew when the names change, when it comes close to its end, or when its files do not fit
 //! together; the CA never is, because clients hold copies of it.
 
-use std::fs::{self, Permissions};
-use std::io::Write;
+use std::fs;
 use std::net::IpAddr;
-use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -22,7 +20,8 @@ use rustls::sign::CertifiedKey;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::{TlsError, certified, read};
+use super::{TlsError, certified_files, read, write};
+use crate::dns_name::is_dns_name;
 
 const CA_YEARS: i64 = 10;
 /// What browsers accept at most.
@@ -38,6 +37,11 @@ struct Made {
     files: String,
 }
 
+/// The certificate that clients trust, as it was made.
+pub fn authority(dir: &Path) -> Result<String, TlsError> {
+    read(&dir.join("ca.pem"))
+}
+
 /// The names that the certificate is for: this host, and the pools of `domain`.
 pub fn names(domain: Option<&str>, listen: IpAddr) -> Vec<String> {
     let mut names = vec![
@@ -48,7 +52,7 @@ pub fn names(domain: Option<&str>, listen: IpAddr) -> Vec<String> {
     let host = rustix::system::uname()
         .nodename()
         .to_string_lossy()
-        .into_owned();
+        .to_ascii_lowercase();
     if is_dns_name(&host) {
         names.push(host);
     }
@@ -178,7 +182,7 @@ fn is_current(dir: &Path, names: &[String], now: Timestamp) -> bool {
 }
 
 fn load(dir: &Path) -> Result<Arc<CertifiedKey>, TlsError> {
-    certified(&dir.join("server.pem"), &dir.join("server.key"))
+    certified_files(&dir.join("server.pem"), &dir.join("server.key"))
 }
 
 fn san(name: &str) -> Result<SanType, rcgen::Error> {
@@ -186,17 +190,6 @@ fn san(name: &str) -> Result<SanType, rcgen::Error> {
         Ok(address) => Ok(SanType::IpAddress(address)),
         Err(_) => Ok(SanType::DnsName(name.try_into()?)),
     }
-}
-
-fn is_dns_name(name: &str) -> bool {
-    let label = |label: &str| {
-        !label.is_empty()
-            && label.len() <= 63
-            && label
-                .bytes()
-                .all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
-    };
-    name.len() <= 253 && name.split('.').all(label)
 }
 
 /// From yesterday, since clocks differ, for so many days.
@@ -228,27 +221,10 @@ fn contains(haystack: &[u8], needle: &[u8]) -> bool {
         .any(|window| window == needle)
 }
 
-/// Whole or not at all, and never readable by others for a moment.
-fn write(path: &Path, text: &str, mode: u32) -> Result<(), TlsError> {
-    let failed = |source| TlsError::File {
-        attempt: "write",
-        path: path.to_owned(),
-        source,
-    };
-    let dir = path.parent().unwrap_or(Path::new("."));
-    // Made with mode 0600.
-    let mut file = tempfile::NamedTempFile::new_in(dir).map_err(failed)?;
-    file.write_all(text.as_bytes()).map_err(failed)?;
-    file.as_file()
-        .set_permissions(Permissions::from_mode(mode))
-        .map_err(failed)?;
-    file.as_file().sync_all().map_err(failed)?;
-    file.persist(path).map_err(|error| failed(error.error))?;
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
     use super::super::ServedCertificate;
     use super::*;
 
