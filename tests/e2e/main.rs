@@ -7,6 +7,7 @@
 mod audit;
 mod auth;
 mod bad_input;
+mod certificate;
 mod doctor;
 mod drain;
 mod first_light;
@@ -40,6 +41,7 @@ fn main() -> ExitCode {
         bad_input::TESTS,
         first_light::TESTS,
         auth::TESTS,
+        certificate::TESTS,
         forwarding::TESTS,
         guest_end::TESTS,
         inside::TESTS,

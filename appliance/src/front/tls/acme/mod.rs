@@ -158,13 +158,14 @@ impl Acme {
     /// Asks whenever it is time, for as long as it is polled.
     pub async fn keep(&self) {
         loop {
-            let left = self.next().map_or(Duration::ZERO, |next| {
-                let left = next.duration_since(self.clock.now());
-                Duration::try_from(left).unwrap_or_default()
-            });
+            let left = self.left();
             if left.is_zero() {
-                // Its end is in the log.
-                let _ = self.attempt().await;
+                let _turn = self.turn.lock().await;
+                // Unless somebody has asked while we waited for our turn.
+                if self.left().is_zero() {
+                    // What came of it is in the log.
+                    let _ = self.order().await;
+                }
                 continue;
             }
             tokio::select! {
@@ -177,6 +178,11 @@ impl Acme {
     /// Asks now, or waits for who asks already and then asks.
     pub async fn attempt(&self) -> Result<(), String> {
         let _turn = self.turn.lock().await;
+        self.order().await
+    }
+
+    /// Only for who has the turn.
+    async fn order(&self) -> Result<(), String> {
         let issued = self.issuer.issue(Arc::clone(&self.challenges)).await;
         let outcome = issued.and_then(|issued| self.accept(issued));
         let now = self.clock.now();
@@ -239,6 +245,13 @@ impl Acme {
             again,
             "no certificate of the ACME server: {cause}; {meanwhile}"
         );
+    }
+
+    fn left(&self) -> Duration {
+        self.next().map_or(Duration::ZERO, |next| {
+            let left = next.duration_since(self.clock.now());
+            Duration::try_from(left).unwrap_or_default()
+        })
     }
 
     /// When it is asked next; `None`: at once.

@@ -32,9 +32,9 @@ enum OrderError {
     Client(String),
     #[error("Cannot use the key of the external account: {0}")]
     ExternalAccount(String),
-    #[error("The account")]
+    #[error("Cannot open the account at the server")]
     Account(#[source] instant_acme::Error),
-    #[error("The order")]
+    #[error("The order failed")]
     Order(#[source] instant_acme::Error),
     #[error("The server does not offer {challenge} for {name}")]
     NotOffered {
