@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use http::{Request, header};
+use http::{Request, Response, header};
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::{Body, Incoming};
 use hyper::client::conn::http1::{self, SendRequest};
@@ -40,6 +40,29 @@ pub struct Admin<'a>(pub &'a Path);
 
 impl Admin<'_> {
     pub async fn send(&self, method: &str, path: &str, body: impl Into<Bytes>) -> (u16, Value) {
+        let answer = self.exchange(method, path, body.into(), "wait").await;
+        let status = answer.status().as_u16();
+        let body = answer.into_body().collect().await.unwrap().to_bytes();
+        (status, serde_json::from_slice(&body).unwrap_or_default())
+    }
+
+    /// Begins a change of a resource, without waiting for it. Gives the id of its operation.
+    pub async fn begin(&self, method: &str, path: &str, body: impl Into<Bytes>) -> String {
+        let answer = self.exchange(method, path, body.into(), "respond-async");
+        let answer = answer.await;
+        assert!(answer.status().is_success(), "{answer:?}");
+        let url = answer.headers()["azure-asyncoperation"].to_str().unwrap();
+        let path = url.split('?').next().unwrap();
+        path.rsplit('/').next().unwrap().to_owned()
+    }
+
+    async fn exchange(
+        &self,
+        method: &str,
+        path: &str,
+        body: Bytes,
+        prefer: &str,
+    ) -> Response<Incoming> {
         let stream = UnixStream::connect(self.0).await.unwrap();
         let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.unwrap();
         tokio::spawn(connection);
@@ -47,13 +70,11 @@ impl Admin<'_> {
             .method(method)
             .uri(path)
             .header(header::HOST, "localhost")
-            .body(Full::new(body.into()))
+            .header("prefer", prefer)
+            .body(Full::new(body))
             .unwrap();
         let answer = tokio::time::timeout(DEADLINE, sender.send_request(request));
-        let answer = answer.await.expect("no answer").unwrap();
-        let status = answer.status().as_u16();
-        let body = answer.into_body().collect().await.unwrap().to_bytes();
-        (status, serde_json::from_slice(&body).unwrap_or_default())
+        answer.await.expect("no answer").unwrap()
     }
 }
 
@@ -124,7 +145,7 @@ impl Client {
         pool: &str,
         tail: &str,
         body: B,
-    ) -> http::Response<Incoming>
+    ) -> Response<Incoming>
     where
         B: Body<Data = Bytes, Error = std::convert::Infallible> + Send + Unpin + 'static,
     {

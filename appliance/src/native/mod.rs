@@ -17,6 +17,7 @@ mod azure_sdk;
 mod bench;
 mod bench_images;
 mod client;
+mod document;
 mod door;
 mod front_door;
 mod guest;
@@ -200,15 +201,15 @@ impl Native {
         assert_eq!(status, 200, "{answer}");
     }
 
-    /// Makes a pool of the demo server, or gives it another size.
-    async fn pool(&self, name: &str, max_sessions: usize, ready_sessions: usize) {
+    /// A pool of the demo server.
+    fn body(&self, max_sessions: usize, ready_sessions: usize) -> Value {
         let container = json!({
             "name": "main",
             "image": IMAGE,
             "command": [self.programs.demo],
             "resources": { "cpu": 0.25, "memory": "0.5Gi", "ephemeralStorage": "1Gi" },
         });
-        let pool = json!({ "location": "local", "properties": {
+        json!({ "location": "local", "properties": {
             "scaleConfiguration": {
                 "maxConcurrentSessions": max_sessions,
                 "readySessionInstances": ready_sessions,
@@ -221,11 +222,13 @@ impl Native {
                 // Each guest is given another one instead.
                 "ingress": { "targetPort": 8080 },
             },
-        } });
-        let (status, answer) = self
-            .admin()
-            .send("PUT", &client::pool(name), pool.to_string())
-            .await;
+        } })
+    }
+
+    /// Makes it, or gives it another size.
+    async fn pool(&self, name: &str, max_sessions: usize, ready_sessions: usize) {
+        let body = self.body(max_sessions, ready_sessions).to_string();
+        let (status, answer) = self.admin().send("PUT", &client::pool(name), body).await;
         assert!(matches!(status, 200 | 201), "{status}: {answer}");
     }
 

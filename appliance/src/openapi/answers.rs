@@ -46,9 +46,11 @@ pub fn in_query(name: &str, about: &str, required: Required) -> ParameterBuilder
         .description(Some(about))
 }
 
-/// `YYYY-MM-DD`, and perhaps `-preview`.
+/// `YYYY-MM-DD`, and perhaps `-preview`. A pattern cannot say how long each month is.
+const API_VERSION: &str = "^[0-9]{4}-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])(-preview)?$";
+
 pub fn api_version() -> ParameterBuilder {
-    let version = text("As in Azure").pattern(Some(r"^\d{4}-\d{2}-\d{2}(-preview)?$"));
+    let version = text("As in Azure").pattern(Some(API_VERSION));
     in_query(
         "api-version",
         "The shape of the answer; 2025-10-02-preview has all there is",

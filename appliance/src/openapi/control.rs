@@ -5,7 +5,7 @@ use utoipa::openapi::request_body::RequestBodyBuilder;
 use utoipa::openapi::{Required, ResponseBuilder};
 
 use super::answers::{ALWAYS, ERROR, api_version, body, empty, header, in_path, json, refusing};
-use super::schema::{Described, list, moment, named, nullable, object, text, word};
+use super::schema::{Described, list, moment, named, nullable, object, text, uuid, word};
 use crate::arm::properties;
 use crate::front::refusal::Code;
 
@@ -268,9 +268,7 @@ fn of_operation(id: &str, about: &str) -> OperationBuilder {
         .operation_id(Some(id))
         .summary(Some(about))
         .parameter(in_path("location", "Any").schema(Some(text("").min_length(Some(1)))))
-        .parameter(
-            in_path("operationId", "As the change was answered").schema(Some(text("A UUID"))),
-        )
+        .parameter(in_path("operationId", "As the change was answered").schema(Some(uuid(""))))
         .parameter(api_version())
 }
 

@@ -172,7 +172,9 @@ fn forwarded(method: &str) -> OperationBuilder {
         .parameter(identifier());
     refusing(operation, &codes).response(
         "default",
-        ResponseBuilder::new().description("What the container answers"),
+        ResponseBuilder::new().description(
+            "What the container answers, with any status; what is answered in its place has the header x-ms-error-code",
+        ),
     )
 }
 

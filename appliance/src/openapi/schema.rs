@@ -28,6 +28,10 @@ pub fn moment(about: &str) -> ObjectBuilder {
         .read_only(true)
 }
 
+pub fn uuid(about: &str) -> ObjectBuilder {
+    text(about).format(Some(SchemaFormat::Custom("uuid".to_owned())))
+}
+
 /// A whole number.
 pub fn integer(about: &str, range: RangeInclusive<u64>) -> ObjectBuilder {
     let bound = |number: u64| usize::try_from(number).unwrap_or(usize::MAX);

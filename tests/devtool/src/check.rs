@@ -8,7 +8,7 @@ use anyhow::Result;
 use crate::cache::Cache;
 use crate::suite::Report;
 use crate::workspace::Workspace;
-use crate::{azure_sdk, command, guest, packages, suite};
+use crate::{azure_sdk, command, guest, packages, schemathesis, suite};
 
 /// `cargo dev check`
 pub fn run(workspace: &Workspace) -> Result<Report> {
@@ -21,7 +21,8 @@ pub fn run_with(workspace: &Workspace, variables: &[(&str, PathBuf)]) -> Result<
     let cache = Cache::open()?;
     guest::build(workspace, &cache)?;
     packages::ensure(workspace, &[packages::CHECK])?;
-    let sdk = azure_sdk::environments(workspace, &cache)?;
+    let sdk = azure_sdk::PACKAGE.environments(workspace, &cache)?;
+    let schemathesis = schemathesis::python(workspace, &cache)?;
     titled(
         "Format",
         workspace.cargo().args(["fmt", "--all", "--check"]),
@@ -54,6 +55,7 @@ pub fn run_with(workspace: &Workspace, variables: &[(&str, PathBuf)]) -> Result<
     tests
         .args(["test", "--workspace", "--exclude", "e2e"])
         .env(azure_sdk::VARIABLE, sdk)
+        .env(schemathesis::VARIABLE, schemathesis)
         .envs(variables.iter().map(|(name, value)| (*name, value)));
     let report = suite::run_here(&mut tests)?;
     eprintln!("Checked: {report}");
