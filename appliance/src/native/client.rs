@@ -1,16 +1,20 @@
 //! A customer's application, and an operator.
 
+use std::convert::Infallible;
 use std::net::SocketAddr;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::Path;
+use std::pin::Pin;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use http::{Request, Response, header};
+use http::{Request, Response, Version, header};
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::{Body, Incoming};
 use hyper::client::conn::http1::{self, SendRequest};
-use hyper_util::rt::TokioIo;
+use hyper::client::conn::http2;
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
@@ -18,12 +22,17 @@ use serde_json::Value;
 use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
+use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::client::IntoClientRequest as _;
 
 use super::DEADLINE;
 
 const GROUP: &str = "/subscriptions/00000000-0000-0000-0000-000000000000/resourceGroups/default";
 
 type Sender = SendRequest<Full<Bytes>>;
+type Dialled = TlsStream<TcpStream>;
+/// Resolves with the head of the answer.
+type Answering = Pin<Box<dyn Future<Output = hyper::Result<Response<Incoming>>> + Send>>;
 
 /// Where a pool is for an operator.
 pub fn pool(name: &str) -> String {
@@ -81,7 +90,7 @@ impl Admin<'_> {
 /// Keeps its connections.
 pub struct Client {
     address: SocketAddr,
-    connector: TlsConnector,
+    config: ClientConfig,
     token: String,
     idle: Mutex<Vec<Sender>>,
 }
@@ -109,7 +118,7 @@ impl Client {
             .with_no_client_auth();
         Self {
             address,
-            connector: TlsConnector::from(Arc::new(config)),
+            config,
             token,
             idle: Mutex::default(),
         }
@@ -141,19 +150,65 @@ impl Client {
     /// On a connection of its own, with a body that is made while it is sent. Gives the head of the answer.
     pub async fn stream<B>(
         &self,
+        version: Version,
         method: &str,
         pool: &str,
         tail: &str,
         body: B,
     ) -> Response<Incoming>
     where
-        B: Body<Data = Bytes, Error = std::convert::Infallible> + Send + Unpin + 'static,
+        B: Body<Data = Bytes, Error = Infallible> + Send + Unpin + 'static,
     {
-        let request = self.request(method, pool, tail, body);
-        let (mut sender, connection) = http1::handshake(self.dial().await).await.unwrap();
-        tokio::spawn(connection);
-        let answer = tokio::time::timeout(DEADLINE, sender.send_request(request));
+        let (answer, _) = self.begin(version, method, pool, tail, body).await;
+        let answer = tokio::time::timeout(DEADLINE, answer);
         answer.await.expect("no answer").unwrap()
+    }
+
+    /// The same before there is an answer, with the socket, which ends when it is shut down as it does when a client ends.
+    pub async fn begin<B>(
+        &self,
+        version: Version,
+        method: &str,
+        pool: &str,
+        tail: &str,
+        body: B,
+    ) -> (Answering, OwnedFd)
+    where
+        B: Body<Data = Bytes, Error = Infallible> + Send + Unpin + 'static,
+    {
+        let mut request = self.request(method, pool, tail, body);
+        let protocol: &[u8] = match version {
+            Version::HTTP_2 => b"h2",
+            _ => b"http/1.1",
+        };
+        let stream = self.dial(&[protocol]).await;
+        let socket = stream.inner().get_ref().0.as_fd();
+        let socket = socket.try_clone_to_owned().unwrap();
+        if version == Version::HTTP_2 {
+            let target = format!("https://localhost{}", request.uri());
+            *request.uri_mut() = target.parse().unwrap();
+            let handshake = http2::handshake(TokioExecutor::new(), stream);
+            let (mut sender, connection) = handshake.await.unwrap();
+            tokio::spawn(connection);
+            let answer = async move { sender.send_request(request).await };
+            return (Box::pin(answer), socket);
+        }
+        let (mut sender, connection) = http1::handshake(stream).await.unwrap();
+        tokio::spawn(connection);
+        let answer = async move { sender.send_request(request).await };
+        (Box::pin(answer), socket)
+    }
+
+    /// Opens a WebSocket.
+    pub async fn websocket(&self, pool: &str, tail: &str) -> WebSocketStream<Dialled> {
+        let url = format!("wss://localhost{}{tail}", endpoint(pool));
+        let mut request = url.into_client_request().unwrap();
+        let bearer = format!("Bearer {}", self.token).parse().unwrap();
+        request.headers_mut().insert(header::AUTHORIZATION, bearer);
+        let stream = self.dial(&[]).await.into_inner();
+        let opened = tokio_tungstenite::client_async(request, stream);
+        let opened = tokio::time::timeout(DEADLINE, opened).await;
+        opened.expect("no answer").unwrap().0
     }
 
     fn request<B>(&self, method: &str, pool: &str, tail: &str, body: B) -> Request<B> {
@@ -181,15 +236,19 @@ impl Client {
     }
 
     async fn connect(&self) -> Sender {
-        let (sender, connection) = http1::handshake(self.dial().await).await.unwrap();
+        let (sender, connection) = http1::handshake(self.dial(&[]).await).await.unwrap();
         tokio::spawn(connection);
         sender
     }
 
-    async fn dial(&self) -> TokioIo<TlsStream<TcpStream>> {
+    /// With these protocols of HTTP to choose from, or without a choice.
+    async fn dial(&self, protocols: &[&[u8]]) -> TokioIo<Dialled> {
         let stream = TcpStream::connect(self.address).await.unwrap();
         stream.set_nodelay(true).unwrap();
         let name = ServerName::try_from("localhost").unwrap();
-        TokioIo::new(self.connector.connect(name, stream).await.unwrap())
+        let mut config = ClientConfig::clone(&self.config);
+        config.alpn_protocols = protocols.iter().map(|name| name.to_vec()).collect();
+        let connector = TlsConnector::from(Arc::new(config));
+        TokioIo::new(connector.connect(name, stream).await.unwrap())
     }
 }

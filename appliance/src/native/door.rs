@@ -5,18 +5,26 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
+use futures_util::{SinkExt as _, StreamExt as _};
 use http_body_util::BodyExt as _;
 use hyper::body::{Body, Frame, SizeHint};
 use tokio::task::JoinSet;
+use tokio_tungstenite::tungstenite::Message;
 
 use super::*;
 
 const POOL: &str = "door";
+const HTTP_1: http::Version = http::Version::HTTP_11;
 const MIB: u64 = 1 << 20;
 const BODY_BYTES: u64 = 1 << 30;
 /// A thirty-second of it: buffers of a connection, of its TLS and of its stream, and what the allocator keeps of them, which was
 /// 17 MiB on the way down when this was written.
 const MOST_OF_A_BODY: u64 = 32 * MIB;
+const MESSAGE_BYTES: usize = 4 << 20;
+/// Of [`MESSAGE_BYTES`]: 100 MB in all.
+const MESSAGES: u8 = 25;
+/// Messages that are on their way while the first of them comes back.
+const AHEAD: u8 = 3;
 const IDLE: usize = 10_000;
 /// Handshakes at a time.
 const SHAKING: usize = 64;
@@ -79,14 +87,20 @@ async fn gibibyte_goes_up_and_down_without_being_held() {
     native.pool(POOL, 1, 0).await;
     let client = native.client().await;
     client.get(POOL, "/", "user").await.unwrap();
-    let upload = client.stream("POST", POOL, "/upload?identifier=user", Zeros(BODY_BYTES));
+    let upload = client.stream(
+        HTTP_1,
+        "POST",
+        POOL,
+        "/upload?identifier=user",
+        Zeros(BODY_BYTES),
+    );
     let (answer, up) = peak(&native, upload).await;
     let answer = answer.into_body().collect().await.unwrap().to_bytes();
     let answer: Value = serde_json::from_slice(&answer).unwrap();
     assert_eq!(answer["bytes"], BODY_BYTES);
     let download = async {
         let tail = format!("/download?bytes={BODY_BYTES}&identifier=user");
-        let mut answer = client.stream("GET", POOL, &tail, Zeros(0)).await;
+        let mut answer = client.stream(HTTP_1, "GET", POOL, &tail, Zeros(0)).await;
         let mut bytes = 0;
         while let Some(frame) = answer.frame().await {
             bytes += frame.unwrap().data_ref().map_or(0, Bytes::len) as u64;
@@ -104,6 +118,60 @@ async fn gibibyte_goes_up_and_down_without_being_held() {
         up < MOST_OF_A_BODY && down < MOST_OF_A_BODY,
         "{up} up, {down} down"
     );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn websocket_brings_100_mb_back_without_holding_them() {
+    let Some(native) = Native::start("websocket").await else {
+        return;
+    };
+    native.pool(POOL, 1, 0).await;
+    let client = native.client().await;
+    client.get(POOL, "/", "user").await.unwrap();
+    // Each differs from the others, and no two bytes beside each other are the same.
+    let message = |number: u8| -> Bytes {
+        let bytes = (0..MESSAGE_BYTES).map(|at| (at % 251) as u8 ^ number);
+        bytes.collect()
+    };
+    let echo = async {
+        let socket = client.websocket(POOL, "/ws?identifier=user").await;
+        let (mut sink, mut stream) = socket.split();
+        let (sent, mut on_its_way) = tokio::sync::mpsc::channel(AHEAD.into());
+        let send = async move {
+            for number in 0..MESSAGES {
+                sent.send(number).await.unwrap();
+                sink.send(Message::Binary(message(number))).await.unwrap();
+            }
+            sink
+        };
+        let receive = async {
+            let mut back = 0;
+            while let Some(number) = on_its_way.recv().await {
+                let got = tokio::time::timeout(DEADLINE, stream.next()).await;
+                let got = got.expect("no echo").unwrap().unwrap().into_data();
+                assert!(
+                    got == message(number),
+                    "message {number} is not what was sent"
+                );
+                back += got.len();
+            }
+            back
+        };
+        let (mut sink, back) = tokio::join!(send, receive);
+        sink.close().await.unwrap();
+        let last = tokio::time::timeout(DEADLINE, stream.next()).await;
+        assert!(last.expect("no farewell").unwrap().unwrap().is_close());
+        back
+    };
+    let (back, most) = peak(&native, echo).await;
+    assert_eq!(back, MESSAGE_BYTES * usize::from(MESSAGES));
+    println!(
+        "a WebSocket of {back} bytes each way took {} KiB",
+        most >> 10
+    );
+    assert!(most < MOST_OF_A_BODY, "{most}");
+    let sessions = native.sessions(POOL).await;
+    assert_eq!(sessions[0]["openRequests"], 0, "{sessions}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -19,6 +19,7 @@ mod bench_images;
 mod client;
 mod document;
 mod door;
+mod endings;
 mod front_door;
 mod guest;
 mod pull;
@@ -242,6 +243,14 @@ impl Native {
         let (status, answer) = self.admin().send("GET", &client::pool(name), "").await;
         assert_eq!(status, 200, "{answer}");
         answer["properties"]["sessionCounts"].clone()
+    }
+
+    /// Its sessions, as an operator sees them.
+    async fn sessions(&self, name: &str) -> Value {
+        let path = format!("{}/sessions", client::pool(name));
+        let (status, answer) = self.admin().send("GET", &path, "").await;
+        assert_eq!(status, 200, "{answer}");
+        answer["value"].clone()
     }
 
     /// Waits until so many slots are ready, and none is on its way.

@@ -2,7 +2,7 @@
 
 use super::*;
 
-const WEBSOCKET: [(&str, &str); 2] = [("connection", "Upgrade"), ("upgrade", "websocket")];
+pub const WEBSOCKET: [(&str, &str); 2] = [("connection", "Upgrade"), ("upgrade", "websocket")];
 
 /// Answers with the head of the request as it was on the wire.
 async fn mirror(mut stream: UnixStream) {

@@ -2,9 +2,9 @@
 
 mod authority;
 mod contract;
+mod endings;
 mod forwarding;
 mod frames;
-
 mod limits;
 mod management;
 mod resources;
