@@ -45,6 +45,30 @@ fn help_and_version_are_no_mistakes() {
     }
 }
 
+/// As before `| head`.
+#[test]
+fn output_that_nobody_reads_ends_the_command_quietly() {
+    for arguments in [
+        &["openapi"][..],
+        &["completion", "bash"],
+        &["doctor", "--json"],
+        &["sessionpool", "create", "--help"],
+    ] {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let unread = Command::new(env!("CARGO_BIN_EXE_cabana"))
+            .args(arguments)
+            .stdin(Stdio::null())
+            .stdout(writer)
+            .output()
+            .expect("the binary was just built");
+        let read = cabana(arguments);
+        assert_eq!(unread.status.code(), read.status.code(), "{arguments:?}");
+        let said = String::from_utf8_lossy(&unread.stderr);
+        assert_eq!(said, "", "{arguments:?}");
+    }
+}
+
 #[test]
 fn bad_usage_is_64() {
     refused(&[], 64);

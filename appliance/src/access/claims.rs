@@ -81,7 +81,7 @@ impl Claims {
                 format!("The token does not carry the role {named}, which this call needs")
             }
             (false, _) => {
-                format!("The token carries neither role of {named}, of which this call needs one")
+                format!("The token carries none of the roles that allow this call: {named}")
             }
         };
         Err(Refusal::new(Code::Forbidden, message))

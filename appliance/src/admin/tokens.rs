@@ -4,12 +4,12 @@ use std::time::Duration;
 
 use http::{Method, Request};
 use hyper::body::Incoming;
-use jiff::Timestamp;
 use serde_json::{Map, Value, json};
 
 use super::Admin;
 use crate::access::{ChangeError, Grant, IdentifierRule, MAX_TOKEN_TTL, Role, TokenOrder};
 use crate::arm::call::{Reply, allow, nothing_here, read_json};
+use crate::arm::resource::moment_in_seconds as moment;
 use crate::front::refusal::{Code, Refusal};
 use crate::pool::PoolName;
 use crate::store::TokenRecord;
@@ -293,10 +293,4 @@ fn shown(record: &TokenRecord) -> Value {
         "expiresAt": moment(record.expires_at),
         "revokedAt": record.revoked_at.and_then(moment),
     })
-}
-
-/// As RFC 3339.
-fn moment(seconds: u64) -> Option<String> {
-    let at = i64::try_from(seconds).ok()?;
-    Timestamp::from_second(at).ok().map(|at| at.to_string())
 }

@@ -174,7 +174,7 @@ fn note(ticket: &Ticket, pool: &str, failure: Option<&Refusal>) {
     }
 }
 
-fn not_changed(error: PoolChangeError) -> Refusal {
+pub fn not_changed(error: PoolChangeError) -> Refusal {
     let message = error.to_string();
     match error {
         PoolChangeError::NameInUse { .. } => Refusal::new(Code::SessionPoolNameInUse, message),

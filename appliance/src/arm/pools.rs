@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::call::{Reply, read_json};
 use super::caller::{scope_of, scope_of_group, scope_of_pool};
-use super::change::{Ask, Wanted};
+use super::change::{Ask, Wanted, not_changed};
 use super::conditions::{Conditions, etag};
 use super::operations::{Open, Ticket};
 use super::path::Group;
@@ -189,6 +189,8 @@ impl Call<'_> {
         };
         // Whatever can be said at once is said at once.
         let draft = self.arm.draft(&wanted, found.next().map(Arc::as_ref))?;
+        let admitted = self.arm.parts.pools.admit(&draft.pool);
+        admitted.map_err(not_changed)?;
         let pool = Arc::new(draft.pool);
         let lasting = !self.waits;
         let ticket = self.arm.operations.begin(kind, Arc::clone(&pool), lasting);

@@ -120,6 +120,11 @@ pub fn memory(mib: u32) -> String {
     format!("{}Gi", f64::from(mib) / 1024.0)
 }
 
+/// As [`moment`], of a time that has no fraction.
+pub fn moment_in_seconds(seconds: u64) -> Option<String> {
+    moment(seconds.checked_mul(1000)?)
+}
+
 /// As RFC 3339.
 pub fn moment(millis: u64) -> Option<String> {
     let at = i64::try_from(millis)

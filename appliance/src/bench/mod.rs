@@ -18,6 +18,8 @@ mod memory;
 mod run;
 pub mod shapes;
 
+use std::io::Write as _;
+
 use serde::{Deserialize, Serialize};
 
 use crate::config::Paths;
@@ -74,10 +76,11 @@ pub async fn run(workers: &WorkerHost, paths: &Paths, plan: Plan) -> anyhow::Res
             (report.json(), report.text())
         }
     };
-    if plan.json {
-        println!("{json}");
-    } else {
-        print!("{text}");
-    }
+    let printed = match plan.json {
+        true => format!("{json}\n"),
+        false => text,
+    };
+    // Somebody who has read enough is no failure.
+    let _ = std::io::stdout().write_all(printed.as_bytes());
     verdict
 }

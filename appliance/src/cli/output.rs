@@ -46,13 +46,21 @@ pub fn print<T: Serialize>(
     write(&text)
 }
 
-/// Prints text that has no other form.
+/// Prints text that has no other form. Somebody who has read enough (`| head`) is no failure: the command ends as it would have.
 pub fn write(text: &str) -> Result<(), Failure> {
+    match write_whole(text) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            Err(Failure::of(Exit::Failed, &error))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Prints what is of use only when all of it is read.
+pub fn write_whole(text: &str) -> io::Result<()> {
     let mut stdout = io::stdout().lock();
-    stdout
-        .write_all(text.as_bytes())
-        .and_then(|()| stdout.flush())
-        .map_err(|error| Failure::of(Exit::Failed, &error))
+    stdout.write_all(text.as_bytes())?;
+    stdout.flush()
 }
 
 /// A line on stderr that says what is waited for, where somebody watches.

@@ -159,7 +159,7 @@ fn write(text: &str, output: Option<&Output<'_>>) -> Result<(), Failure> {
                 .and_then(|()| file.sync_all())
                 .map_err(cannot("write", path))
         }
-        None => output::write(text),
+        None => output::write_whole(text).map_err(|error| Failure::of(Exit::Failed, &error)),
     }
 }
 

@@ -370,17 +370,7 @@ impl Pools {
         };
         {
             let mut all = self.lock_pending();
-            let changing = all.values().map(|pending| Arc::clone(&pending.record));
-            let others = self.list().into_iter().chain(changing);
-            let others = others.map(|other| (other.name.clone(), other));
-            let mut others: BTreeMap<_, _> = others.collect();
-            others.remove(name);
-            let others: Vec<_> = others.into_values().collect();
-            let admitted = self.inner.tools.budget.admit(record, &others);
-            admitted.map_err(|source| PoolChangeError::TooLarge {
-                name: name.clone(),
-                source,
-            })?;
+            self.admit_beside(record, &all)?;
             all.insert(name.clone(), pending);
         }
         let prepared = tokio::select! {
@@ -396,6 +386,29 @@ impl Pools {
         };
         self.lock_pending().remove(name);
         prepared
+    }
+
+    /// Whether the host has room for what this pool promises, as things are now.
+    pub fn admit(&self, record: &PoolRecord) -> Result<(), PoolChangeError> {
+        self.admit_beside(record, &self.lock_pending())
+    }
+
+    fn admit_beside(
+        &self,
+        record: &PoolRecord,
+        pending: &HashMap<PoolName, Pending>,
+    ) -> Result<(), PoolChangeError> {
+        let changing = pending.values().map(|pending| Arc::clone(&pending.record));
+        let others = self.list().into_iter().chain(changing);
+        let others = others.map(|other| (other.name.clone(), other));
+        let mut others: BTreeMap<_, _> = others.collect();
+        others.remove(&record.name);
+        let others: Vec<_> = others.into_values().collect();
+        let admitted = self.inner.tools.budget.admit(record, &others);
+        admitted.map_err(|source| PoolChangeError::TooLarge {
+            name: record.name.clone(),
+            source,
+        })
     }
 
     fn lock_pending(&self) -> MutexGuard<'_, HashMap<PoolName, Pending>> {

@@ -95,6 +95,12 @@ impl Remote {
                 }
             };
             let answer = caller.send(method.clone(), url.clone(), body).await?;
+            // Resource manager takes the deletion of nothing for done. Whoever types the name of a pool wants to know.
+            if method == Method::DELETE && answer.status == StatusCode::NO_CONTENT {
+                let what = path.split('?').next().unwrap_or(path);
+                let line = format!("The resource '{what}' was not found (ResourceNotFound)");
+                return Err(Failure::new(Exit::Failed, line));
+            }
             match wait {
                 Wait::Begun => Ok(answer.body),
                 Wait::Done => caller.finish(&method, url, answer).await,

@@ -167,6 +167,16 @@ fn change_and_deletion_follow_their_location() {
 }
 
 #[test]
+fn deletion_of_nothing_says_so_whether_it_is_waited_for_or_not() {
+    for wait in [Wait::Done, Wait::Begun] {
+        let host = Scripted::start(vec![(204, vec![], Value::Null)]);
+        let failure = host.call(Method::DELETE, wait).unwrap_err();
+        assert_eq!(failure.exit, Exit::Failed);
+        assert!(failure.line.contains("was not found"), "{}", failure.line);
+    }
+}
+
+#[test]
 fn refusal_of_the_token_is_exit_77_with_the_reason() {
     let error = json!({ "error": { "code": "Forbidden", "message": "needs a role" } });
     let host = Scripted::start(vec![(403, vec![], error)]);

@@ -4,6 +4,7 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::access::{Grant, Role};
+use crate::pool::budget::{Budget, Size};
 use crate::pool::launcher::PrepareFailure;
 
 const SUBSCRIPTION: &str = "/subscriptions/s";
@@ -334,6 +335,34 @@ async fn change_is_made_only_of_what_the_caller_has_seen() {
         client.ended(&second).await["error"]["code"],
         "PreconditionFailed"
     );
+}
+
+#[tokio::test]
+async fn pool_that_is_too_large_for_the_host_is_refused_before_there_is_an_operation() {
+    let launcher = FakeLauncher::new(http_server(|_, _| say("")));
+    launcher.budget(Budget::new(Size {
+        mem_mib: 8 * 1024,
+        cpu_millis: 8000,
+    }));
+    let client = Client {
+        door: Door::open(launcher).await,
+        grant: contributor(),
+    };
+    client.make().await;
+    let mut large = body();
+    large["properties"]["scaleConfiguration"]["maxConcurrentSessions"] = 1000.into();
+    for (method, target) in [
+        ("PUT", beta()),
+        ("PATCH", beta()),
+        ("PUT", beta().replace("beta", "gamma")),
+    ] {
+        let got = client.call(method, &target, &large).await;
+        assert_eq!(got.code(), "400 SessionPoolInvalidProperty", "{method}");
+        assert!(!got.headers.contains_key("azure-asyncoperation"));
+        let property = "properties.scaleConfiguration.maxConcurrentSessions";
+        assert_eq!(got.json()["error"]["target"], property);
+        assert!(got.message().contains("this host has"), "{}", got.message());
+    }
 }
 
 #[tokio::test]
