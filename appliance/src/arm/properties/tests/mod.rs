@@ -5,6 +5,7 @@ mod patch;
 mod probes;
 mod scale;
 mod secrets;
+mod table;
 mod versions;
 
 use serde_json::json;
@@ -98,7 +99,10 @@ fn body() -> Value {
 
 /// The body with one more property, `null` included; the path is a JSON pointer.
 fn with(path: &str, value: Value) -> Value {
-    let mut body = body();
+    placed(body(), path, value)
+}
+
+fn placed(mut body: Value, path: &str, value: Value) -> Value {
     let mut at = &mut body;
     for part in path.split('/').skip(1) {
         at = match part.parse::<usize>() {

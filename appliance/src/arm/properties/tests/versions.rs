@@ -3,7 +3,7 @@
 use super::*;
 use crate::arm::version::Version;
 
-const VERSIONS: [&str; 12] = [
+pub const VERSIONS: [&str; 12] = [
     "2023-08-01-preview",
     "2024-02-02-preview",
     "2024-08-02-preview",
@@ -17,14 +17,14 @@ const VERSIONS: [&str; 12] = [
     "2026-07-01",
     "2031-01-01-preview",
 ];
-const ENVIRONMENT_ID: &str =
+pub const ENVIRONMENT_ID: &str =
     "/subscriptions/s/resourceGroups/rg/providers/Microsoft.App/managedEnvironments/env";
 
-fn shape(name: &str) -> Shape {
+pub fn shape(name: &str) -> Shape {
     Version::parse(name).unwrap().shape
 }
 
-fn address() -> Address {
+pub fn address() -> Address {
     Address {
         subscription: "s".into(),
         resource_group: "rg".into(),
@@ -33,7 +33,7 @@ fn address() -> Address {
 }
 
 /// With something in every property.
-fn full() -> Value {
+pub fn full() -> Value {
     let mut body = body();
     body["tags"] = json!({ "team": "π" });
     body["identity"] = json!({ "type": "None" });
@@ -62,7 +62,7 @@ fn full() -> Value {
 }
 
 /// What is the same of two: neither when they were made, nor as what.
-fn settings(pool: &PoolRecord) -> PoolRecord {
+pub fn settings(pool: &PoolRecord) -> PoolRecord {
     PoolRecord {
         revision: Uuid::nil(),
         created_at_ms: 0,
@@ -71,7 +71,7 @@ fn settings(pool: &PoolRecord) -> PoolRecord {
     }
 }
 
-fn read(body: &Value, version: &str, current: Option<&PoolRecord>) -> PoolRecord {
+pub fn read(body: &Value, version: &str, current: Option<&PoolRecord>) -> PoolRecord {
     let drafted = draft(body, &shape(version), &address(), current, &RULES, &vault());
     let Draft { pool, order } = drafted.unwrap_or_else(|refusal| panic!("{}", refusal.message));
     let image = Demo.find(order.digest.as_deref().unwrap_or(&order.image));
