@@ -24,6 +24,7 @@ mod front_door;
 mod guest;
 mod pull;
 mod pull_faults;
+mod recipes;
 mod tests;
 mod warden;
 
