@@ -8,6 +8,7 @@ mod audit;
 mod auth;
 mod bad_input;
 mod certificate;
+mod confinement;
 mod doctor;
 mod drain;
 mod first_light;
@@ -39,6 +40,7 @@ fn main() -> ExitCode {
         audit::TESTS,
         doctor::TESTS,
         bad_input::TESTS,
+        confinement::TESTS,
         first_light::TESTS,
         auth::TESTS,
         certificate::TESTS,

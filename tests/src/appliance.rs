@@ -80,13 +80,18 @@ impl TestAppliance {
 
     /// `config` is the text of `cabana.toml`.
     pub fn start_with(config: &str) -> Self {
+        Self::start_by(config, |_, _| {})
+    }
+
+    /// The same with another command, which `change` makes of the usual one; it is told the root.
+    pub fn start_by(config: &str, change: impl FnOnce(&mut Command, &Path)) -> Self {
         let root = new_root();
         let folder = root.path().join("etc/cabana");
         fs::create_dir_all(&folder).expect("the root is ours");
         fs::write(folder.join("cabana.toml"), config).expect("the root is ours");
         let before = Traces::take(root.path());
         let address = free_address();
-        let (serve, log) = spawn(root.path(), address);
+        let (serve, log) = spawn(root.path(), address, change);
         let host = Self {
             cli: Cli::with_root(root.path()),
             root,
@@ -107,7 +112,7 @@ impl TestAppliance {
     /// Starts it again on the same root, after it has ended.
     pub fn restart(&mut self) {
         running().retain(|running| running.pid != self.serve.id());
-        (self.serve, self.log) = spawn(self.root.path(), self.address);
+        (self.serve, self.log) = spawn(self.root.path(), self.address, |_, _| {});
         self.wait_until_ready();
     }
 
@@ -430,8 +435,14 @@ impl Drop for TestAppliance {
     }
 }
 
-fn spawn(root: &Path, address: SocketAddr) -> (Child, Log) {
-    let mut serve = serve_command(root, address)
+fn spawn(
+    root: &Path,
+    address: SocketAddr,
+    change: impl FnOnce(&mut Command, &Path),
+) -> (Child, Log) {
+    let mut command = serve_command(root, address);
+    change(&mut command, root);
+    let mut serve = command
         .stderr(Stdio::piped())
         .spawn()
         .expect("the binary runs");

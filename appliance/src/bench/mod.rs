@@ -14,6 +14,7 @@ mod figures;
 pub mod fork;
 mod golden;
 pub mod image;
+pub mod jail;
 mod memory;
 mod run;
 pub mod shapes;

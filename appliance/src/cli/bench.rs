@@ -6,11 +6,12 @@ use std::os::unix::fs::PermissionsExt as _;
 
 use super::args::{BenchCommand, BenchDistinct, BenchFork, BenchImage, Output};
 use super::source::{Source, Transport};
-use crate::bench::{Measure, Plan, distinct, fork, image, shapes};
+use crate::bench::{Measure, Plan, distinct, fork, image, jail, shapes};
 use crate::config::{self, Overrides};
 use crate::exit::{Exit, Failure};
 use crate::images;
 use crate::warden::Task;
+use crate::warden::starts::StartsError;
 
 /// The least that a configuration may say.
 const ORPHAN_LIMIT_SECONDS: u32 = 10;
@@ -18,7 +19,10 @@ const ORPHAN_LIMIT_SECONDS: u32 = 10;
 /// Runs in a folder of its own, so that it may run beside an appliance.
 pub fn run(command: BenchCommand) -> Result<Exit, Failure> {
     let spares = spares(&command);
-    let plan = plan(command)?;
+    let plan = match wanted(command)? {
+        Wanted::Guests(plan) => plan,
+        Wanted::Starts(plan, json) => return starts(plan, json),
+    };
     if let Measure::Shapes(shapes) = &plan.measure
         && shapes.rounds == 0
     {
@@ -37,6 +41,27 @@ pub fn run(command: BenchCommand) -> Result<Exit, Failure> {
     config.orphan_limit_seconds = ORPHAN_LIMIT_SECONDS;
     config.spare_workers = spares.unwrap_or(config.spare_workers);
     super::run_warden(config, Task::Bench(plan))
+}
+
+fn starts(plan: jail::Plan, json: bool) -> Result<Exit, Failure> {
+    let folder = std::env::temp_dir();
+    let uid = config::load(&folder, None, &Overrides::default());
+    let uid = uid
+        .map_err(|error| Failure::of(Exit::Usage, &error))?
+        .uid_base;
+    let report = jail::run(plan, &folder, uid).map_err(|error| {
+        let exit = match error {
+            StartsError::NotRoot => Exit::Permission,
+            _ => Exit::Failed,
+        };
+        Failure::of(exit, &error)
+    })?;
+    let flags = Output {
+        json,
+        ..Output::default()
+    };
+    super::output::print(&flags, &report.json(), |_| report.text())?;
+    Ok(Exit::Ok)
 }
 
 /// Needs no guests, and so no other process.
@@ -63,33 +88,44 @@ fn spares(command: &BenchCommand) -> Option<u32> {
     match command {
         BenchCommand::ColdBoot { spares, .. } => *spares,
         BenchCommand::Fork(fork) => fork.spares,
-        BenchCommand::Distinct(_) | BenchCommand::Memory { .. } | BenchCommand::Image(_) => None,
+        BenchCommand::Distinct(_)
+        | BenchCommand::Memory { .. }
+        | BenchCommand::Image(_)
+        | BenchCommand::Jail { .. } => None,
     }
 }
 
-fn plan(command: BenchCommand) -> Result<Plan, Failure> {
-    Ok(match command {
-        BenchCommand::ColdBoot { count, json, .. } => Plan {
-            measure: Measure::ColdBoot { count },
+/// What is to be measured.
+enum Wanted {
+    /// By an appliance.
+    Guests(Plan),
+    /// By this process, perhaps as JSON.
+    Starts(jail::Plan, bool),
+}
+
+fn wanted(command: BenchCommand) -> Result<Wanted, Failure> {
+    let (measure, json) = match command {
+        BenchCommand::ColdBoot { count, json, .. } => (Measure::ColdBoot { count }, json),
+        BenchCommand::Fork(fork) => {
+            let json = fork.json;
+            (Measure::Fork(fork_plan(fork)?), json)
+        }
+        BenchCommand::Distinct(distinct) => {
+            let json = distinct.json;
+            (Measure::Distinct(distinct_plan(distinct)?), json)
+        }
+        BenchCommand::Image(image) => {
+            let json = image.json;
+            (Measure::Shapes(shapes_plan(image)?), json)
+        }
+        BenchCommand::Memory { forks, json } => (Measure::Memory { forks }, json),
+        BenchCommand::Jail {
+            count,
+            parallel,
             json,
-        },
-        BenchCommand::Fork(fork) => Plan {
-            json: fork.json,
-            measure: Measure::Fork(fork_plan(fork)?),
-        },
-        BenchCommand::Distinct(distinct) => Plan {
-            json: distinct.json,
-            measure: Measure::Distinct(distinct_plan(distinct)?),
-        },
-        BenchCommand::Image(image) => Plan {
-            json: image.json,
-            measure: Measure::Shapes(shapes_plan(image)?),
-        },
-        BenchCommand::Memory { forks, json } => Plan {
-            measure: Measure::Memory { forks },
-            json,
-        },
-    })
+        } => return Ok(Wanted::Starts(jail::Plan { count, parallel }, json)),
+    };
+    Ok(Wanted::Guests(Plan { measure, json }))
 }
 
 fn fork_plan(fork: BenchFork) -> Result<fork::Plan, Failure> {
@@ -145,7 +181,10 @@ mod tests {
         let Command::Bench(command) = cli.command else {
             panic!("another command");
         };
-        plan(command)
+        match wanted(command)? {
+            Wanted::Guests(plan) => Ok(plan),
+            Wanted::Starts(plan, _) => panic!("{plan:?}"),
+        }
     }
 
     #[test]

@@ -69,6 +69,7 @@ fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Serve(serve) => {
             let overrides = Overrides {
                 listen: serve.listen,
+                unconfined: serve.unconfined,
             };
             let config = config::load(&serve.root, serve.config.as_deref(), &overrides)
                 .map_err(|error| Failure::of(Exit::Usage, &error))?;

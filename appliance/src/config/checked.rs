@@ -30,7 +30,7 @@ const MAX_ORPHAN_LIMIT_SECONDS: u32 = 86_400;
 /// The first user id of the appliance and its workers. systemd's UIDS-GIDS document leaves the
 /// range from 1879048192 to 2147483647 unused.
 const DEFAULT_UID_BASE: u32 = 2_000_000_000;
-/// Ids from `uid_base` on: one for the appliance, one for image workers, the rest for workers.
+/// Ids from `uid_base` on: one for the appliance, the rest for workers and image workers, one each.
 pub const UID_COUNT: u32 = 65_536;
 
 const MAX_SPARE_WORKERS: u32 = 64;
@@ -80,6 +80,8 @@ pub struct Checked {
     pub limits: FrontLimits,
     /// Whose certificate the front door shows.
     pub tls: TlsSource,
+    /// Whether workers are kept from the host. Not in the file: nobody shall find out later that they were not.
+    pub confined: bool,
     pub paths: Paths,
 }
 
@@ -87,6 +89,7 @@ pub struct Checked {
 #[derive(Debug, Default)]
 pub struct Overrides {
     pub listen: Option<String>,
+    pub unconfined: bool,
 }
 
 /// Why there is no usable configuration. Each message is one line and names the key.
@@ -237,6 +240,7 @@ fn check(raw: RawConfig, paths: Paths, overrides: &Overrides) -> Result<Checked,
         image_limits: images::limits(raw.image_limits)?,
         limits: front_limits::limits(raw.limits)?,
         tls: tls::source(raw.tls)?,
+        confined: !overrides.unconfined,
         paths,
     })
 }
@@ -557,6 +561,7 @@ mod tests {
         let paths = Paths::under(Path::new("/r")).unwrap();
         let with = |value: &str| Overrides {
             listen: Some(value.to_owned()),
+            unconfined: false,
         };
         let config = check(file(), paths.clone(), &with("127.0.0.1:2")).unwrap();
         assert_eq!(config.listen.port(), 2);

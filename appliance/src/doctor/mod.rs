@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 
 use serde::Serialize;
 
-use crate::warden;
+use crate::warden::{self, Confinement};
 
 /// Memory below which hardly a session fits.
 const LITTLE_MEMORY_MIB: u64 = 512;
@@ -41,7 +41,7 @@ pub struct Report {
 
 impl Report {
     pub fn make() -> Self {
-        let findings = vec![kvm_finding(), memory(), cgroups(), user()];
+        let findings = vec![kvm_finding(), memory(), cgroups(), user(), jail()];
         let can_run_guests = findings
             .iter()
             .all(|finding| finding.verdict != Verdict::Fails);
@@ -123,7 +123,7 @@ fn available_mib(meminfo: &str) -> Option<u64> {
 
 fn cgroups() -> Finding {
     let (verdict, detail) = if warden::cgroup_version_2() {
-        (Verdict::Ok, "version 2 at /sys/fs/cgroup".to_owned())
+        controllers(&warden::cgroup_controllers())
     } else {
         let detail = "no version 2 at /sys/fs/cgroup: sessions run without CPU and memory limits \
                       from the host; boot with systemd.unified_cgroup_hierarchy=1";
@@ -131,6 +131,47 @@ fn cgroups() -> Finding {
     };
     Finding {
         name: "cgroups",
+        verdict,
+        detail,
+    }
+}
+
+/// `io` is not used yet, and is no reason to be worried.
+fn controllers(found: &[String]) -> (Verdict, String) {
+    let missing: Vec<&str> = ["cpu", "memory", "pids"]
+        .into_iter()
+        .filter(|name| !found.iter().any(|found| found == name))
+        .collect();
+    let io = match found.iter().any(|name| name == "io") {
+        true => "and can limit disk access",
+        false => "and cannot limit disk access (no io controller)",
+    };
+    if missing.is_empty() {
+        return (Verdict::Ok, format!("version 2 at /sys/fs/cgroup, {io}"));
+    }
+    let missing = missing.join(" and ");
+    let detail =
+        format!("version 2 at /sys/fs/cgroup without {missing}: sessions run without that limit");
+    (Verdict::Weaker, detail)
+}
+
+/// What a worker could do to this host.
+fn jail() -> Finding {
+    let (verdict, detail) = match warden::look_at_confinement() {
+        Confinement::Whole { landlock } => (
+            Verdict::Ok,
+            format!("workers get an empty root, no network, and landlock (version {landlock})"),
+        ),
+        Confinement::Weaker(lacks) => (Verdict::Weaker, lacks),
+        Confinement::Refused(why) => (
+            Verdict::Fails,
+            format!(
+                "workers cannot be kept from the host, so `serve` starts with --unconfined only: {why}"
+            ),
+        ),
+    };
+    Finding {
+        name: "jail",
         verdict,
         detail,
     }
@@ -190,6 +231,31 @@ mod tests {
         let text = "MemTotal:  16000000 kB\nMemAvailable:    2097152 kB\n";
         assert_eq!(available_mib(text), Some(2048));
         assert_eq!(available_mib("MemTotal: 1 kB\n"), None);
+    }
+
+    #[test]
+    fn missing_controller_is_named() {
+        let names = |names: &[&str]| {
+            names
+                .iter()
+                .map(|name| (*name).to_owned())
+                .collect::<Vec<_>>()
+        };
+        let (verdict, detail) = controllers(&names(&["cpu", "io", "memory", "pids"]));
+        assert!(
+            verdict == Verdict::Ok && detail.contains("can limit disk"),
+            "{detail}"
+        );
+        let (verdict, detail) = controllers(&names(&["cpu", "memory", "pids"]));
+        assert!(
+            verdict == Verdict::Ok && detail.contains("no io"),
+            "{detail}"
+        );
+        let (verdict, detail) = controllers(&names(&["cpu"]));
+        assert!(
+            verdict == Verdict::Weaker && detail.contains("memory and pids"),
+            "{detail}"
+        );
     }
 
     #[test]

@@ -369,6 +369,7 @@ fn bind() -> TcpListener {
 /// What the appliance is told.
 fn configure(root: &Path, address: SocketAddr) -> Checked {
     let overrides = Overrides {
+        unconfined: false,
         listen: Some(address.to_string()),
     };
     let config = config::load(root, Some(&root.join(CONFIG_FILE)), &overrides);

@@ -83,7 +83,12 @@ impl Warden {
                         .stdin(Stdio::from(theirs))
                         .kill_on_drop(true);
                     let mut child = command.spawn().unwrap();
-                    let setup = ImageWorkerSetup { uid: None, job };
+                    let setup = ImageWorkerSetup {
+                        uid: None,
+                        confined: true,
+                        threads: 0,
+                        job,
+                    };
                     let setup = serde_json::to_vec(&setup).unwrap();
                     let fds: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
                     channel::send(ours.as_fd(), &setup, &fds, false).unwrap();

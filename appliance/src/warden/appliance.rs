@@ -6,9 +6,10 @@ use std::net::TcpListener;
 use std::os::fd::{AsFd, BorrowedFd};
 
 use super::channel::{self, Message};
+use super::program::Program;
 use super::protocol::{ApplianceSetup, Event, Status, Task};
 use super::records::{Entry, Records, Subject};
-use super::spawn::{OURSELVES, Output, Process, Role};
+use super::spawn::{Output, Place, Process, Role};
 
 /// Events that the appliance has not read. Beyond that it is broken.
 const MAX_WAITING_EVENTS: usize = 16_384;
@@ -16,6 +17,8 @@ const MAX_WAITING_EVENTS: usize = 16_384;
 /// What an appliance is started with.
 #[derive(Debug)]
 pub struct Launch {
+    /// Ourselves.
+    pub program: Program,
     pub setup: ApplianceSetup,
     /// Copies of the front door's socket and, with HTTP-01, of that for its challenges. Connections wait in them while no
     /// appliance is there to accept them.
@@ -28,7 +31,8 @@ impl Launch {
             Task::Serve => Output::Nowhere,
             Task::Bench(_) => Output::Ours,
         };
-        let process = Process::spawn(OURSELVES, Role::Appliance, output, None)?;
+        // Not in the room: it has the network and the store.
+        let process = Process::spawn(&self.program, Role::Appliance, output, Place::default())?;
         let entry = records.write(Subject::Appliance, process.id(), self.setup.uid)?;
         let listeners: Vec<_> = self.listeners.iter().map(AsFd::as_fd).collect();
         match process.send_first(&self.setup, &listeners) {

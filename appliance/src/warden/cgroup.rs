@@ -14,6 +14,7 @@ use rustix::fs::{Mode, OFlags};
 use uuid::Uuid;
 
 use crate::worker::spec::WorkerSpec;
+use ::worker::limits::OTHER_THREADS;
 
 const MOUNT: &str = "/sys/fs/cgroup";
 /// `CGROUP2_SUPER_MAGIC` of linux/magic.h.
@@ -38,8 +39,14 @@ const PERIOD_US: u32 = 100_000;
 const OVERHEAD_MIB: u64 = 256;
 /// What a worker without a guest may take: more than it ever needs, and what most guests need, so that there is little to change then.
 const SPARE_VCPUS: u8 = 1;
-/// Threads of a worker besides its vCPUs.
-const OTHER_THREADS: u32 = 32;
+/// What an image worker may take: names and attributes of the files of an image (`images::Limits`, 512 MiB; more than
+/// twice while the image is made), a few MiB for each thread that compresses, and page cache of what it reads and writes, which is reclaimed. In MiB.
+const IMAGE_WORKER_MIB: u64 = 2048;
+/// Threads of an image worker besides those that compress, one for each processor.
+const IMAGE_WORKER_OTHER_THREADS: u32 = 8;
+/// Guests' memory is never written to the host's swap: whoever reads that disk later reads what was theirs, and what a worker takes would be
+/// bounded by nothing but all of it.
+const SWAP: (&str, &str) = ("memory.swap.max", "0");
 
 /// Why workers run without limits from the host. The appliance runs all the same.
 #[derive(Debug, thiserror::Error)]
@@ -103,6 +110,24 @@ impl Cgroups {
 
     /// A new leaf for a worker without a guest.
     pub fn leaf(&self, id: Uuid) -> Result<Leaf, CgroupError> {
+        let leaf = self.make_leaf(id)?;
+        leaf.set(SWAP.0, SWAP.1)?;
+        leaf.set_memory(0)?;
+        // The first quota on a host makes the kernel patch its own code, and the last one that goes patches it back
+        // (`cfs_bandwidth_usage_inc` in kernel/sched/fair.c): not while somebody waits.
+        leaf.set_vcpus(SPARE_VCPUS)?;
+        Ok(leaf)
+    }
+
+    /// A new leaf for an image worker. It takes processor time that nobody else wants more: it has no quota.
+    pub fn image_leaf(&self, id: Uuid) -> Result<Leaf, CgroupError> {
+        let leaf = self.make_leaf(id)?;
+        leaf.set("memory.max", &(IMAGE_WORKER_MIB << 20).to_string())?;
+        leaf.set("pids.max", &image_worker_threads().to_string())?;
+        Ok(leaf)
+    }
+
+    fn make_leaf(&self, id: Uuid) -> Result<Leaf, CgroupError> {
         let path = self.base.join(id.simple().to_string());
         match make(&path) {
             // Another appliance that ended found the folder empty and removed it.
@@ -113,13 +138,16 @@ impl Cgroups {
             }
             made => made?,
         }
-        let leaf = Leaf { path };
-        leaf.set_memory(0)?;
-        // The first quota on a host makes the kernel patch its own code, and the last one that goes patches it back
-        // (`cfs_bandwidth_usage_inc` in kernel/sched/fair.c): not while somebody waits.
-        leaf.set_vcpus(SPARE_VCPUS)?;
-        Ok(leaf)
+        Ok(Leaf { path })
     }
+}
+
+/// The most threads that an image worker may have.
+pub fn image_worker_threads() -> u32 {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    u32::try_from(cores)
+        .unwrap_or(u32::MAX)
+        .saturating_add(IMAGE_WORKER_OTHER_THREADS)
 }
 
 impl Drop for Cgroups {
@@ -222,6 +250,13 @@ impl Leaf {
 /// Whether the one hierarchy of version 2 is mounted where everybody expects it.
 pub fn is_version_2() -> bool {
     rustix::fs::statfs(MOUNT).is_ok_and(|stat| stat.f_type == CGROUP2_MAGIC)
+}
+
+/// What the host's control groups can limit.
+pub fn controllers() -> Vec<String> {
+    let text = fs::read_to_string(Path::new(MOUNT).join("cgroup.controllers"));
+    let names = text.unwrap_or_default();
+    names.split_whitespace().map(str::to_owned).collect()
 }
 
 fn cpu_max(millis: u32) -> String {

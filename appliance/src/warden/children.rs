@@ -5,23 +5,24 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+use ::worker::room::Room;
 use uuid::Uuid;
 
-use super::cgroup::{CgroupError, Cgroups, Leaf};
+use super::cgroup::{self, CgroupError, Cgroups, Leaf};
 use super::channel;
 use super::program::Program;
 use super::protocol::{Event, Refused, Usage};
 use super::records::{Entry, Records, Subject};
-use super::spawn::{OURSELVES, Output, Process, Role};
+use super::spawn::{Output, Place, Process, Role};
 use super::usage;
 use super::watch::{News, Ticket, Watch};
+use crate::privileges;
 use crate::worker::spec::{ImageWorkerSetup, MAX_REPORT_BYTES, WorkerSetup, WorkerSpec};
 
 /// The most processes at once; far above what one host can hold in memory.
 const MAX_CHILDREN: usize = 4096;
-/// Offsets from `uid_base`: the appliance has 0.
-const IMAGE_WORKER_UID: u32 = 1;
-const FIRST_WORKER_UID: u32 = 2;
+/// Offset from `uid_base`: the appliance has 0. From here on, each worker and image worker has one of its own.
+const FIRST_WORKER_UID: u32 = 1;
 
 /// Why a child could not be started. Goes to the appliance as text.
 #[derive(Debug, thiserror::Error)]
@@ -66,6 +67,12 @@ impl Running {
 #[derive(Debug)]
 pub struct Terms {
     pub worker: Program,
+    /// What image workers are.
+    pub ourselves: Program,
+    /// Where they all are; absent when this process may not make one, or an operator wants none.
+    pub room: Option<Room>,
+    /// Whether they confine themselves as far as they can.
+    pub confined: bool,
     pub cgroups: Option<Cgroups>,
     /// Absent when this process is not root and children keep its ids.
     pub uid_base: Option<u32>,
@@ -76,8 +83,6 @@ pub struct Terms {
 /// All of them, by the id that the appliance gave.
 #[derive(Debug)]
 pub struct Children {
-    /// Of image workers.
-    ourselves: &'static str,
     pub(super) running: HashMap<Uuid, Running>,
     terms: Terms,
     pub(super) watch: Watch,
@@ -91,7 +96,6 @@ pub struct Children {
 impl Children {
     pub fn new(terms: Terms) -> io::Result<Self> {
         Ok(Self {
-            ourselves: OURSELVES,
             running: HashMap::new(),
             watch: Watch::new()?,
             terms,
@@ -99,6 +103,11 @@ impl Children {
             lowest_free: FIRST_WORKER_UID,
             leftovers: Vec::new(),
         })
+    }
+
+    /// User ids of processes that run already, whoever they are: they are given to nobody.
+    pub fn reserve(&mut self, uids: HashSet<u32>) {
+        self.uids.extend(uids);
     }
 
     /// What every process is written down in.
@@ -121,6 +130,7 @@ impl Children {
         let setup = WorkerSetup {
             id,
             uid,
+            confined: self.terms.confined,
             orphan_limit_seconds: self.terms.orphan_limit_seconds,
         };
         let fds: Vec<_> = fds.iter().map(AsFd::as_fd).chain([kvm.as_fd()]).collect();
@@ -167,10 +177,19 @@ impl Children {
         fds: &[OwnedFd],
     ) -> Result<(), StartError> {
         self.check_id(id)?;
-        let uid = self.terms.uid_base.map(|base| base + IMAGE_WORKER_UID);
-        let setup = ImageWorkerSetup { uid, job };
+        let leaf = match &self.terms.cgroups {
+            Some(groups) => Some(groups.image_leaf(id).map_err(StartError::Confine)?),
+            None => None,
+        };
+        let uid = self.free_uid();
+        let setup = ImageWorkerSetup {
+            uid,
+            confined: self.terms.confined,
+            threads: cgroup::image_worker_threads(),
+            job,
+        };
         let fds: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
-        self.start(id, Role::ImageWorker, uid, None, &setup, &fds)
+        self.start(id, Role::ImageWorker, uid, leaf, &setup, &fds)
     }
 
     /// Unknown ids are no error: the child may have ended while the request was on its way.
@@ -301,9 +320,10 @@ impl Children {
         fds: &[BorrowedFd<'_>],
     ) -> Result<(), StartError> {
         let program = match role {
-            Role::Worker => self.terms.worker.path(),
-            Role::Appliance | Role::ImageWorker => self.ourselves,
+            Role::Worker => &self.terms.worker,
+            Role::Appliance | Role::ImageWorker => &self.terms.ourselves,
         };
+        let room = self.terms.room.as_ref();
         let write_down = |process: &Process| match role {
             Role::Worker => {
                 let records = &self.terms.records;
@@ -312,7 +332,7 @@ impl Children {
             }
             Role::Appliance | Role::ImageWorker => Ok(None),
         };
-        let started = start_confined(program, role, leaf.as_ref(), write_down, setup, fds);
+        let started = start_confined(program, role, leaf.as_ref(), room, write_down, setup, fds);
         let watched = started.and_then(|(process, entry)| match self.watch.add(id, &process) {
             Ok(ticket) => Ok((process, entry, ticket)),
             Err(error) => {
@@ -394,20 +414,35 @@ impl Children {
 }
 
 fn start_confined(
-    program: &str,
+    program: &Program,
     role: Role,
     leaf: Option<&Leaf>,
+    room: Option<&Room>,
     write_down: impl FnOnce(&Process) -> Result<Option<Entry>, StartError>,
     setup: &impl serde::Serialize,
     fds: &[BorrowedFd<'_>],
 ) -> Result<(Process, Option<Entry>), StartError> {
     let group = leaf.map(Leaf::open).transpose();
     let group = group.map_err(StartError::Confine)?;
-    let group = group.as_ref().map(AsFd::as_fd);
+    let place = Place {
+        cgroup: group.as_ref().map(AsFd::as_fd),
+        room,
+    };
     let process =
-        Process::spawn(program, role, Output::Nowhere, group).map_err(StartError::Process)?;
+        Process::spawn(program, role, Output::Nowhere, place).map_err(StartError::Process)?;
     let entry = write_down(&process)?;
-    match process.send_first(setup, fds) {
+    // It has no `/proc`, and waits for this message, so it is still who it was started as.
+    let pagemap = (role == Role::Worker).then(|| open_pagemap(process.id()));
+    let pagemap = pagemap.and_then(|opened| {
+        let log = |error: &io::Error| tracing::debug!("Cannot open a pagemap: {error}");
+        opened.inspect_err(log).ok()
+    });
+    let fds: Vec<_> = fds
+        .iter()
+        .copied()
+        .chain(pagemap.as_ref().map(AsFd::as_fd))
+        .collect();
+    match process.send_first(setup, &fds) {
         Ok(()) => Ok((process, entry)),
         Err(error) => {
             if let Some(entry) = entry {
@@ -416,6 +451,13 @@ fn start_confined(
             Err(StartError::HandOver(error))
         }
     }
+}
+
+/// What a worker's pages are, without where they are: that is shown to who had `CAP_SYS_ADMIN` when it was opened
+/// (Documentation/admin-guide/mm/pagemap.rst).
+fn open_pagemap(pid: u32) -> io::Result<File> {
+    let path = format!("/proc/{pid}/pagemap");
+    privileges::without_admin(|| File::open(path))?
 }
 
 #[cfg(test)]
@@ -440,17 +482,16 @@ pub(super) mod tests {
         pub fn new(program: &'static str, uid_base: Option<u32>) -> Self {
             let state = tempfile::tempdir().unwrap();
             let children = Children::new(Terms {
-                worker: Program::named(program),
+                worker: Program::at(program).unwrap(),
+                ourselves: Program::at(program).unwrap(),
+                room: None,
+                confined: true,
                 cgroups: None,
                 uid_base,
                 orphan_limit_seconds: 1,
                 records: Records::open(state.path()).unwrap(),
             })
             .unwrap();
-            let children = Children {
-                ourselves: program,
-                ..children
-            };
             Self { children, state }
         }
 
@@ -603,8 +644,8 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn program_that_does_not_exist_is_an_error_and_leaves_nothing() {
-        let mut children = children("/nonexistent/cabana");
+    fn program_that_cannot_be_executed_is_an_error_and_leaves_nothing() {
+        let mut children = children("/etc/passwd");
         let error = spawn(&mut children, Uuid::new_v4()).unwrap_err();
         assert!(matches!(error, StartError::Process(_)), "{error}");
         assert_eq!(children.running.len(), 0);
@@ -638,12 +679,16 @@ pub(super) mod tests {
 
     #[test]
     fn running_workers_have_different_ids_and_ids_are_used_again() {
-        let nothing = "/nonexistent/cabana";
+        let nothing = "/etc/passwd";
         let mut children = Sandbox::new(nothing, Some(70_000));
+        assert_eq!(children.free_uid(), Some(70_001));
         assert_eq!(children.free_uid(), Some(70_002));
-        assert_eq!(children.free_uid(), Some(70_003));
-        children.release(None, Some(70_002));
-        assert_eq!(children.free_uid(), Some(70_002));
+        children.release(None, Some(70_001));
+        assert_eq!(children.free_uid(), Some(70_001));
+        // Of a process that is nobody's any more.
+        children.reserve(HashSet::from([70_003, 70_005]));
+        let free: Vec<_> = (0..2).map(|_| children.free_uid()).collect();
+        assert_eq!(free, [Some(70_004), Some(70_006)]);
         assert_eq!(Sandbox::new(nothing, None).free_uid(), None);
     }
 

@@ -6,7 +6,7 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{MemfdFlags, Mode, OFlags, SealFlags, StatVfsMountFlags};
@@ -40,48 +40,36 @@ pub fn packed() -> &'static [u8] {
     PACKED
 }
 
-/// An executable that children are started from.
+/// An executable that children are started from, wherever they are by then.
 #[derive(Debug)]
-pub struct Program {
-    /// Kept open: the path is that of its descriptor.
-    _file: Option<File>,
-    path: String,
-}
+pub struct Program(File);
 
 impl Program {
-    /// `folder`: where it goes when it cannot be in memory.
+    /// The worker. `folder`: where it goes when it cannot be in memory.
     pub fn unpack(folder: &Path) -> Result<Self, ProgramError> {
         match in_memory() {
-            Ok(file) => Ok(Self::of(file)),
+            Ok(file) => Ok(Self(file)),
             // What the kernel says when `vm.memfd_noexec` is 2.
             Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
-                Ok(Self::of(in_folder(folder)?))
+                Ok(Self(in_folder(folder)?))
             }
             Err(error) => Err(ProgramError::Unpack(error)),
         }
     }
 
-    fn of(file: File) -> Self {
-        // A child has this descriptor until it executes it, and not afterwards.
-        let path = format!("/proc/self/fd/{}", file.as_raw_fd());
-        Self {
-            _file: Some(file),
-            path,
-        }
+    /// The running file itself, even when an upgrade has put another one at its path.
+    pub fn ourselves() -> io::Result<Self> {
+        Self::at("/proc/self/exe")
     }
 
-    /// Another one in the place of the worker.
-    #[cfg(test)]
-    pub fn named(path: &str) -> Self {
-        Self {
-            _file: None,
-            path: path.to_owned(),
-        }
+    pub fn at(path: &str) -> io::Result<Self> {
+        let flags = OFlags::PATH | OFlags::CLOEXEC;
+        let file = rustix::fs::open(path, flags, Mode::empty())?;
+        Ok(Self(file.into()))
     }
 
-    /// Good for this process and for what it starts.
-    pub fn path(&self) -> &str {
-        &self.path
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
     }
 }
 
@@ -131,7 +119,8 @@ mod tests {
 
     /// What it says when it is not started by a warden, which is all that it can do here.
     fn run(program: &Program) -> String {
-        let mut command = Command::new(program.path());
+        let path = format!("/proc/self/fd/{}", program.fd().as_raw_fd());
+        let mut command = Command::new(path);
         let output = command.stdin(std::process::Stdio::null()).output().unwrap();
         assert_eq!(output.status.code(), Some(64), "{output:?}");
         String::from_utf8(output.stderr).unwrap()
@@ -141,7 +130,7 @@ mod tests {
     fn worker_in_memory_runs_and_cannot_be_changed() {
         let file = in_memory().unwrap();
         let mut other = file.try_clone().unwrap();
-        let program = Program::of(file);
+        let program = Program(file);
         assert!(run(&program).contains("cabana serve"));
         other.write_all(b"x").unwrap_err();
         other.set_len(0).unwrap_err();
@@ -152,7 +141,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let file = in_folder(folder.path()).unwrap();
         let mut other = file.try_clone().unwrap();
-        let program = Program::of(file);
+        let program = Program(file);
         assert!(run(&program).contains("cabana serve"));
         other.write_all(b"x").unwrap_err();
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);

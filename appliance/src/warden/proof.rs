@@ -69,7 +69,7 @@ fn parse_start_time(stat: &str) -> Option<u64> {
 }
 
 /// The real user id. Not the owner of the folder in `/proc`, which is root for everybody who has changed its ids.
-fn uid(pid: u32) -> io::Result<u32> {
+pub fn uid(pid: u32) -> io::Result<u32> {
     let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
     let real = status.lines().find_map(|line| {
         line.strip_prefix("Uid:")?

@@ -4,13 +4,12 @@
 //! the host, so nothing is flushed to the disk. A file is always written in one piece and of one size, over what was there: a warden
 //! that is killed leaves the old text or the new one.
 
-use std::fs::{DirBuilder, File, Permissions};
+use std::fs::{DirBuilder, File};
 use std::io::{self, Read as _};
-use std::os::unix::fs::{
-    DirBuilderExt as _, FileExt as _, OpenOptionsExt as _, PermissionsExt as _,
-};
+use std::os::unix::fs::{DirBuilderExt as _, FileExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
+use rustix::fs::{Mode, OFlags};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -23,6 +22,8 @@ const VERSION: u32 = 1;
 const FILE_BYTES: usize = 1024;
 const EXTENSION: &str = "json";
 const APPLIANCE: &str = "appliance";
+/// For opening a file: what is a link is nobody's record.
+const NO_LINK: i32 = OFlags::NOFOLLOW.bits().cast_signed();
 
 /// One process.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -91,7 +92,17 @@ impl Records {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
             _ => {}
         }
-        std::fs::set_permissions(folder, Permissions::from_mode(0o700))?;
+        // Nobody but us may have put it there, and no link is followed.
+        let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::RDONLY | OFlags::CLOEXEC;
+        let opened = rustix::fs::open(folder, flags, Mode::empty())?;
+        let owner = rustix::fs::fstat(&opened)?.st_uid;
+        if owner != rustix::process::geteuid().as_raw() {
+            return Err(io::Error::new(
+                io::ErrorKind::PermissionDenied,
+                format!("{} belongs to uid {owner}", folder.display()),
+            ));
+        }
+        rustix::fs::fchmod(&opened, Mode::RWXU)?;
         Ok(Self {
             folder: folder.to_owned(),
             boot: proof::boot()?,
@@ -112,6 +123,7 @@ impl Records {
             .create(true)
             .truncate(true)
             .mode(0o600)
+            .custom_flags(NO_LINK)
             .open(&path)?;
         let record = Record {
             version: VERSION,
@@ -151,7 +163,9 @@ impl Records {
 }
 
 fn read(path: &Path) -> io::Result<Entry> {
-    let file = File::options().read(true).write(true).open(path)?;
+    let mut options = File::options();
+    let file = options.read(true).write(true).custom_flags(NO_LINK);
+    let file = file.open(path)?;
     let mut text = Vec::new();
     (&file).take(FILE_BYTES as u64).read_to_end(&mut text)?;
     let record: Record = serde_json::from_slice(&text)?;
@@ -210,6 +224,8 @@ impl Entry {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fs::Permissions;
+    use std::os::unix::fs::{PermissionsExt as _, symlink};
 
     const SPEC: WorkerSpec = WorkerSpec {
         vcpus: 32,
@@ -319,5 +335,26 @@ mod tests {
         Records::open(&folder).unwrap();
         let mode = std::fs::metadata(&folder).unwrap().permissions().mode();
         assert_eq!(mode & 0o7777, 0o700);
+    }
+
+    #[test]
+    fn link_in_the_place_of_the_folder_or_of_a_record_is_not_followed() {
+        let outside = tempfile::tempdir().unwrap();
+        let state = tempfile::tempdir().unwrap();
+        let link = state.path().join("warden");
+        symlink(outside.path(), &link).unwrap();
+        Records::open(&link).unwrap_err();
+
+        let precious = outside.path().join("precious");
+        std::fs::write(&precious, "x").unwrap();
+        let (folder, records) = records();
+        symlink(&precious, folder.path().join("warden/appliance.json")).unwrap();
+        let write = || records.write(Subject::Appliance, std::process::id(), None);
+        write().unwrap_err();
+        assert_eq!(records.left().unwrap().len(), 0);
+        assert_eq!(std::fs::read_to_string(&precious).unwrap(), "x");
+        // The link is removed with what could not be read.
+        write().unwrap();
+        assert_eq!(std::fs::read_to_string(&precious).unwrap(), "x");
     }
 }

@@ -357,7 +357,7 @@ mod tests {
     use super::super::program::Program;
     use super::super::protocol::ApplianceSetup;
     use super::super::records::Records;
-    use super::super::spawn::{Output, Process};
+    use super::super::spawn::{Output, Place, Process};
     use super::*;
     use crate::config::{self, Overrides};
     use crate::worker::spec::WorkerSpec;
@@ -379,7 +379,10 @@ mod tests {
         let state = tempfile::tempdir().unwrap();
         let (process, theirs) = appliance();
         let children = Children::new(Terms {
-            worker: Program::named("/usr/bin/yes"),
+            worker: Program::at("/usr/bin/yes").unwrap(),
+            ourselves: Program::at("/usr/bin/yes").unwrap(),
+            room: None,
+            confined: true,
             cgroups: None,
             uid_base: None,
             orphan_limit_seconds: 1,
@@ -394,6 +397,7 @@ mod tests {
             task,
         };
         let launch = Launch {
+            program: Program::at("/bin/true").unwrap(),
             setup,
             listeners: vec![TcpListener::bind("127.0.0.1:0").unwrap()],
         };
@@ -413,7 +417,10 @@ mod tests {
 
     /// `cat` ends when its input does, which is when this process ends; or when it is killed.
     fn appliance() -> (Appliance, OwnedFd) {
-        let mut process = Process::start("/bin/cat", c"-", &[], Output::Nowhere, None).unwrap();
+        let mut process = {
+            let program = Program::at("/bin/cat").unwrap();
+            Process::start(&program, c"-", &[], Output::Nowhere, Place::default()).unwrap()
+        };
         // Our end of a pair of our own in the place of cat's, so that the test can speak for it.
         let (ours, theirs) = channel::pair().unwrap();
         let kept = process.socket.replace(ours);

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use super::appliance::Launch;
 use super::cgroup::Cgroups;
 use super::children::{Children, Terms};
+use super::confinement::{self, ConfinementError};
 use super::folders::{FolderError, Folders};
 use super::program::{Program, ProgramError};
 use super::protocol::{ApplianceSetup, Ending, Status};
@@ -14,7 +15,7 @@ use super::records::Records;
 use super::run::{Outcome, Warden};
 use super::signals::Signals;
 use super::takeover::take_over;
-use crate::config::Checked;
+use crate::config::{Checked, UID_COUNT};
 use crate::doctor::kvm::{self, KvmError};
 use crate::exit::{Exit, chain};
 
@@ -41,6 +42,10 @@ pub enum ServeError {
         source: io::Error,
     },
     #[error(transparent)]
+    Confinement(#[from] ConfinementError),
+    #[error("Cannot open the running program")]
+    Ourselves(#[source] io::Error),
+    #[error(transparent)]
     Worker(#[from] ProgramError),
     #[error("Cannot watch processes")]
     Watch(#[source] io::Error),
@@ -53,7 +58,9 @@ pub enum ServeError {
 impl ServeError {
     pub fn exit(&self) -> Exit {
         match self {
-            Self::Kvm(_) | Self::Worker(ProgramError::NoExec { .. }) => Exit::Unavailable,
+            Self::Kvm(_) | Self::Confinement(_) | Self::Worker(ProgramError::NoExec { .. }) => {
+                Exit::Unavailable
+            }
             Self::Folders(error) if error.is_permission() => Exit::Permission,
             Self::Listen { source, .. } | Self::Records(source)
                 if source.kind() == io::ErrorKind::PermissionDenied =>
@@ -63,6 +70,7 @@ impl ServeError {
             Self::Folders(_)
             | Self::Records(_)
             | Self::Listen { .. }
+            | Self::Ourselves(_)
             | Self::Worker(_)
             | Self::Watch(_)
             | Self::Signals(_)
@@ -79,6 +87,8 @@ pub fn serve(config: Checked, task: Task) -> Result<Exit, ServeError> {
     let uid = rustix::process::geteuid()
         .is_root()
         .then_some(config.uid_base);
+    let room = confinement::prepare(config.confined, uid.is_some())?;
+    let ourselves = || Program::ourselves().map_err(ServeError::Ourselves);
     let mut folders = Folders::prepare(&config.paths, uid)?;
     let worker = Program::unpack(&config.paths.state)?;
     let records = Records::open(&config.paths.records).map_err(ServeError::Records)?;
@@ -106,6 +116,9 @@ pub fn serve(config: Checked, task: Task) -> Result<Exit, ServeError> {
     };
     let mut children = Children::new(Terms {
         worker,
+        ourselves: ourselves()?,
+        room,
+        confined: config.confined,
         cgroups,
         uid_base: uid,
         orphan_limit_seconds: config.orphan_limit_seconds,
@@ -113,13 +126,20 @@ pub fn serve(config: Checked, task: Task) -> Result<Exit, ServeError> {
     })
     .map_err(ServeError::Watch)?;
     children.take_over(left.workers);
+    if let Some(base) = uid {
+        children.reserve(confinement::ids_in_use(base..base + UID_COUNT));
+    }
     let setup = ApplianceSetup {
         config,
         uid,
         cpu: kvm::cpu_digest(&kvm),
         task: task.clone(),
     };
-    let launch = Launch { setup, listeners };
+    let launch = Launch {
+        program: ourselves()?,
+        setup,
+        listeners,
+    };
     let appliance = launch
         .start(children.records())
         .map_err(ServeError::Appliance)?;

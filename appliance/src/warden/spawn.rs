@@ -7,17 +7,16 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt as _;
 use std::time::{Duration, Instant};
 
+use ::worker::room::Room;
 use ::worker::start::{Start, start};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 use rustix::process::{Signal, WaitId, WaitIdOptions, waitid};
 
+use super::program::Program;
 use super::protocol::Status;
 use super::{channel, proof};
 use crate::telemetry::{FILTER_VARIABLE, FORMAT_VARIABLE};
-
-/// The running file itself, even when an upgrade has put another one at its path.
-pub const OURSELVES: &str = "/proc/self/exe";
 
 /// What a child is for: the name of its command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,6 +59,15 @@ pub enum Output {
     Ours,
 }
 
+/// Where a child is from its first instruction on.
+#[derive(Debug, Default, Clone, Copy)]
+pub struct Place<'a> {
+    /// The open folder of a control group; otherwise it is in ours.
+    pub cgroup: Option<BorrowedFd<'a>>,
+    /// Otherwise it sees what we see.
+    pub room: Option<&'a Room>,
+}
+
 /// A process with a descriptor that cannot come to mean another one, and our end of its socket.
 #[derive(Debug)]
 pub struct Process {
@@ -74,37 +82,37 @@ pub struct Process {
 }
 
 impl Process {
-    /// Starts `program` as `cabana <role>`, which is what `ps` shows, within `cgroup` (the open folder of one) from its first instruction on.
+    /// Starts `program` as `cabana <role>`, which is what `ps` shows.
     /// The child gives up its ids itself, before it listens to anybody.
     pub fn spawn(
-        program: &str,
+        program: &Program,
         role: Role,
         output: Output,
-        cgroup: Option<BorrowedFd<'_>>,
+        place: Place<'_>,
     ) -> io::Result<Self> {
-        Self::start(program, role.command(), role.environment(), output, cgroup)
+        Self::start(program, role.command(), role.environment(), output, place)
     }
 
     pub(super) fn start(
-        program: &str,
+        program: &Program,
         argument: &CStr,
         environment: &[(&str, &str)],
         output: Output,
-        cgroup: Option<BorrowedFd<'_>>,
+        place: Place<'_>,
     ) -> io::Result<Self> {
         let (ours, theirs) = channel::pair()?;
-        let program = CString::new(program)?;
         let nowhere = match output {
             Output::Nowhere => Some(File::options().write(true).open("/dev/null")?),
             Output::Ours => None,
         };
         let (pid, pidfd) = start(&Start {
-            program: &program,
+            program: program.fd(),
             arguments: &[c"cabana", argument],
             environment: &variables(environment)?,
             stdin: theirs.as_fd(),
             stdout: nowhere.as_ref().map(AsFd::as_fd),
-            cgroup,
+            cgroup: place.cgroup,
+            room: place.room,
         })?;
         Ok(Self {
             is_child: true,
@@ -253,9 +261,14 @@ mod tests {
         tv_nsec: 0,
     };
 
+    fn cat() -> Process {
+        let program = Program::at("/bin/cat").unwrap();
+        Process::start(&program, c"-", &[], Output::Nowhere, Place::default()).unwrap()
+    }
+
     #[test]
     fn child_sees_the_end_of_its_input_when_our_end_is_closed() {
-        let mut process = Process::start("/bin/cat", c"-", &[], Output::Nowhere, None).unwrap();
+        let mut process = cat();
         assert_eq!(process.try_wait().unwrap(), None);
         process.socket = None;
         let mut fds = [PollFd::new(&process.pidfd, PollFlags::IN)];
@@ -269,7 +282,7 @@ mod tests {
 
     #[test]
     fn child_is_gone_when_its_handle_is_dropped() {
-        let process = Process::start("/bin/cat", c"-", &[], Output::Nowhere, None).unwrap();
+        let process = cat();
         let folder = format!("/proc/{}", process.id());
         assert!(std::path::Path::new(&folder).exists());
         drop(process);
@@ -280,7 +293,7 @@ mod tests {
     fn child_inherits_neither_our_files_nor_our_end_of_its_socket() {
         use std::os::linux::fs::MetadataExt;
         let file = tempfile::tempfile().unwrap();
-        let process = Process::start("/bin/cat", c"-", &[], Output::Nowhere, None).unwrap();
+        let process = cat();
         let ours = rustix::fs::fstat(process.socket.as_ref().unwrap())
             .unwrap()
             .st_ino;

@@ -100,7 +100,11 @@ mod tests {
     use super::*;
 
     fn cat(watch: &mut Watch) -> (Process, Ticket, Uuid) {
-        let process = Process::start("/bin/cat", c"-", &[], Output::Nowhere, None).unwrap();
+        let process = {
+            let program = super::super::program::Program::at("/bin/cat").unwrap();
+            let place = super::super::spawn::Place::default();
+            Process::start(&program, c"-", &[], Output::Nowhere, place).unwrap()
+        };
         let id = Uuid::new_v4();
         let ticket = watch.add(id, &process).unwrap();
         (process, ticket, id)

@@ -1,9 +1,12 @@
 //! `cabana image-worker`: one image job in a process of its own, which then ends.
 
 use std::fs::File;
-use std::io::Write;
+use std::io::{self, Write};
 use std::os::fd::{AsFd, OwnedFd};
 
+use ::worker::landlock;
+use ::worker::limits::Limits;
+use ::worker::privileges::DropError;
 use ::worker::setup::first_message;
 
 use super::spec::ImageWorkerSetup;
@@ -16,8 +19,8 @@ pub fn run() -> Result<Exit, Failure> {
     let Some((socket, setup, mut fds)) = first else {
         return Ok(Exit::Ok);
     };
-    privileges::drop_to(setup.uid).map_err(|error| Failure::of(Exit::Internal, &error))?;
     telemetry::start();
+    confine(&setup).map_err(|error| Failure::of(Exit::Internal, &error))?;
     end_with(socket).map_err(|error| Failure::of(Exit::Internal, &error))?;
     let (Some(report), Ok(job)) = (fds.pop(), serde_json::from_str(&setup.job)) else {
         return Err(Failure::new(Exit::Internal, "The image job cannot be read"));
@@ -33,6 +36,20 @@ pub fn run() -> Result<Exit, Failure> {
         .write_all(&text)
         .map_err(|error| Failure::of(Exit::Internal, &error))?;
     Ok(exit)
+}
+
+/// As a worker does it. What it parses was written by a stranger, and it needs what it was given and nothing else.
+fn confine(setup: &ImageWorkerSetup) -> Result<(), DropError> {
+    let failed = |what| move |source: io::Error| DropError::System { what, source };
+    Limits::image_worker(setup.uid.is_some(), setup.threads)
+        .set()
+        .map_err(|error| failed("set limits")(error.into()))?;
+    privileges::drop_to(setup.uid)?;
+    if setup.confined {
+        let version = landlock::forbid_everything().map_err(failed("use landlock"))?;
+        tracing::debug!(landlock = version.unwrap_or(0), "Confined");
+    }
+    Ok(())
 }
 
 /// Ends this process when the warden's socket closes.

@@ -54,6 +54,10 @@ impl std::str::FromStr for ForkPoint {
 #[serde(rename_all = "camelCase")]
 pub struct ImageWorkerSetup {
     pub uid: Option<u32>,
+    /// As of a worker.
+    pub confined: bool,
+    /// How many threads it may have.
+    pub threads: u32,
     /// `images::Job` as JSON. The warden does not look into it.
     pub job: String,
 }

@@ -6,8 +6,15 @@
 
 pub mod channel;
 pub mod exit;
+#[expect(
+    unsafe_code,
+    reason = "neither the standard library nor rustix knows these system calls"
+)]
+pub mod landlock;
+pub mod limits;
 pub mod orders;
 pub mod privileges;
+pub mod room;
 pub mod setup;
 pub mod spec;
 #[expect(

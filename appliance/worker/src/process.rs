@@ -8,10 +8,8 @@
 //! appliance can adopt it over the orders socket; if none comes, it stops the microVM and ends after
 //! the orphan limit.
 //!
-//! It opens nothing by path, with one exception: `/proc/self/pagemap`, when it is ordered to write
-//! down its guest's working set, which only a trial is. Not before: a descriptor that was opened
-//! with privileges would go on showing physical addresses (`CAP_SYS_ADMIN` of whoever opened it
-//! counts, Documentation/admin-guide/mm/pagemap.rst), and no worker needs those.
+//! It opens nothing by path: where it is, there is nothing (`room`). Its own pagemap is opened by the warden, without the right to
+//! see physical addresses in it, and only a trial keeps it, which is ordered to write its guest's working set down.
 //!
 //! Threads: the first one waits for the guest's end, one carries out orders and watches
 //! who is there, the others are the microVM's.
@@ -22,18 +20,18 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::time::{Duration, Instant};
 
-use rustix::process::DumpableBehavior;
 use vmm::{
     BlankMachine, BlockConfig, FirstPages, RestoreConfig, SnapshotFiles, Vm, VmConfig, VmExit,
     VmHandle,
 };
 
 use worker::exit::{Exit, Failure, chain};
+use worker::limits::Limits;
 use worker::orders::server::{Desk, Heard};
 use worker::orders::{self, Answer, Order, files};
 use worker::setup::first_message;
 use worker::spec::{MAX_REPORT_BYTES, WorkerFd, WorkerReport, WorkerSetup, WorkerSpec};
-use worker::{channel, privileges, telemetry};
+use worker::{channel, landlock, privileges, telemetry};
 
 /// How long the vCPUs may take to stop once nobody is there to be told.
 const STOP_LIMIT: Duration = Duration::from_secs(5);
@@ -46,8 +44,9 @@ pub fn run() -> Result<Exit, Failure> {
         return Ok(Exit::Ok);
     };
     let internal = |error: &dyn std::error::Error| Failure::of(Exit::Internal, error);
-    privileges::drop_to(setup.uid).map_err(|error| internal(&error))?;
     telemetry::start();
+    confine(&setup).map_err(|error| internal(&error))?;
+    // The filter of this thread's system calls begins here: what follows is the machine, and the first orders.
     let say = socket.try_clone().map_err(|error| internal(&error))?;
     let orphan_limit = Duration::from_secs(setup.orphan_limit_seconds.into());
     let report = match guest(socket, fds, orphan_limit).map_err(|error| internal(&error))? {
@@ -60,11 +59,27 @@ pub fn run() -> Result<Exit, Failure> {
     Ok(Exit::Ok)
 }
 
+/// Gives up all that a worker never needs, before it has seen a byte of anybody but the warden.
+fn confine(setup: &WorkerSetup) -> Result<(), privileges::DropError> {
+    let failed = |what| move |source: io::Error| privileges::DropError::System { what, source };
+    Limits::worker(setup.uid.is_some())
+        .set()
+        .map_err(|error| failed("set limits")(error.into()))?;
+    privileges::drop_to(setup.uid)?;
+    if setup.confined {
+        let version = landlock::forbid_everything().map_err(failed("use landlock"))?;
+        tracing::debug!(worker = %setup.id, landlock = version.unwrap_or(0), "Confined");
+    }
+    Ok(())
+}
+
 /// What there is of a microVM before anybody says what shall run in it.
 struct Blank {
     machine: BlankMachine,
     vsock: UnixListener,
     console: File,
+    /// What shows which pages of this process are in memory; `None` where the host did not let the warden open it.
+    pagemap: Option<File>,
 }
 
 impl Blank {
@@ -72,6 +87,8 @@ impl Blank {
     fn make(fds: Vec<OwnedFd>) -> Result<(Self, OwnedFd), String> {
         // `WorkerFd::FROM_APPLIANCE`, and what the warden adds.
         const COUNT: usize = WorkerFd::FROM_APPLIANCE.len() + 1;
+        let mut fds = fds;
+        let pagemap = fds.drain(COUNT.min(fds.len())..).next();
         let Ok([vsock, console, orders, kvm]) = <[OwnedFd; COUNT]>::try_from(fds) else {
             return Err("The warden sent too few descriptors".to_owned());
         };
@@ -80,6 +97,7 @@ impl Blank {
             machine,
             vsock: vsock.into(),
             console: console.into(),
+            pagemap: pagemap.map(File::from),
         };
         Ok((blank, orders))
     }
@@ -168,11 +186,14 @@ fn guest(
     let begun = Instant::now();
     // Only for people to look at.
     let _ = rustix::thread::set_name(c"cabana:worker");
+    let mut blank = blank;
+    // Everybody else would only have one more thing that shows something.
+    let pagemap = blank.pagemap.take().filter(|_| is_trial(&order));
     match start(blank, order, fds) {
         Ok((vm, steps)) => {
             desk.outlive(orphan_limit);
             desk.answer(&done(steps, begun));
-            serve(desk, vm.handle())?;
+            serve(desk, vm.handle(), pagemap)?;
             Ok(Ok(Some(vm)))
         }
         Err(what) => {
@@ -182,6 +203,12 @@ fn guest(
             Ok(Err(what))
         }
     }
+}
+
+/// Whether its guest is there to be watched: the order to write its working set down comes later.
+fn is_trial(order: &Order) -> bool {
+    let recorded = orders::FirstPages::Recorded;
+    matches!(order, Order::Restore { first_pages, .. } if *first_pages == recorded)
 }
 
 fn start(blank: Blank, order: Order, mut fds: Vec<OwnedFd>) -> Result<(Vm, Steps), String> {
@@ -224,7 +251,7 @@ fn cannot(order: &Order, why: &str) -> Answer {
 }
 
 /// Carries out orders until nobody is there who could give one, and then stops the microVM.
-fn serve(mut desk: Desk, vm: VmHandle) -> io::Result<()> {
+fn serve(mut desk: Desk, vm: VmHandle, pagemap: Option<File>) -> io::Result<()> {
     let thread = std::thread::Builder::new()
         .name("orders".to_owned())
         .stack_size(STACK_BYTES);
@@ -232,7 +259,7 @@ fn serve(mut desk: Desk, vm: VmHandle) -> io::Result<()> {
         loop {
             match desk.wait() {
                 Ok(Heard::Order(order, fds)) => {
-                    let answer = carry_out(&vm, &order, fds);
+                    let answer = carry_out(&vm, pagemap.as_ref(), &order, fds);
                     desk.answer(&answer);
                 }
                 Ok(Heard::End) => {
@@ -252,13 +279,13 @@ fn serve(mut desk: Desk, vm: VmHandle) -> io::Result<()> {
     Ok(())
 }
 
-fn carry_out(vm: &VmHandle, order: &Order, fds: Vec<OwnedFd>) -> Answer {
+fn carry_out(vm: &VmHandle, pagemap: Option<&File>, order: &Order, fds: Vec<OwnedFd>) -> Answer {
     let result = match order {
         Order::Boot { .. } | Order::Restore { .. } => Err("it has a guest already".to_owned()),
         Order::Pause => vm.pause().map_err(|error| chain(&error)),
         Order::Resume => vm.resume().map_err(|error| chain(&error)),
         Order::Save => save(vm, fds),
-        Order::SaveWorkingSet => save_working_set(vm, fds),
+        Order::SaveWorkingSet => save_working_set(vm, pagemap, fds),
     };
     match result {
         Ok(()) => Answer::Done { steps: Vec::new() },
@@ -276,23 +303,15 @@ fn save(vm: &VmHandle, fds: Vec<OwnedFd>) -> Result<(), String> {
     vm.save(&to).map_err(|error| chain(&error))
 }
 
-fn save_working_set(vm: &VmHandle, fds: Vec<OwnedFd>) -> Result<(), String> {
+fn save_working_set(
+    vm: &VmHandle,
+    pagemap: Option<&File>,
+    fds: Vec<OwnedFd>,
+) -> Result<(), String> {
     let [to] = files(fds).map_err(|error| chain(&error))?;
-    let pagemap = open_pagemap().map_err(|error| format!("Cannot open its pagemap: {error}"))?;
-    vm.save_working_set(&pagemap, &to)
+    let pagemap = pagemap.ok_or("It was not given its pagemap")?;
+    vm.save_working_set(pagemap, &to)
         .map_err(|error| chain(&error))
-}
-
-/// A process that has changed its user id is not dumpable, and then the files of its own folder in
-/// `/proc` belong to root (proc(5)). It is made so for as long as the open takes.
-fn open_pagemap() -> io::Result<File> {
-    let before = rustix::process::dumpable_behavior()?;
-    rustix::process::set_dumpable_behavior(DumpableBehavior::Dumpable)?;
-    let pagemap = File::open("/proc/self/pagemap");
-    if before != DumpableBehavior::Dumpable {
-        rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
-    }
-    pagemap
 }
 
 fn report(exit: VmExit) -> WorkerReport {
@@ -341,13 +360,6 @@ mod tests {
             message.bytes.len()
         );
         serde_json::from_slice::<WorkerReport>(&message.bytes).unwrap();
-    }
-
-    #[test]
-    fn pagemap_opens_and_leaves_the_process_as_it_was() {
-        let before = rustix::process::dumpable_behavior().unwrap();
-        open_pagemap().unwrap();
-        assert_eq!(rustix::process::dumpable_behavior().unwrap(), before);
     }
 
     #[test]

@@ -42,7 +42,7 @@ impl WorkerSpec {
 }
 
 /// The descriptors that a worker is born with, in the order in which they travel. The warden adds
-/// `/dev/kvm` as the last one. What its guest is made of comes later, with an order.
+/// `/dev/kvm`, and behind it the worker's own pagemap if it can. What its guest is made of comes later, with an order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum WorkerFd {
     /// Listening; the host's side of the guest's vsock.
@@ -64,6 +64,8 @@ pub struct WorkerSetup {
     pub id: Uuid,
     /// The user and group to become; absent when the warden is not root.
     pub uid: Option<u32>,
+    /// Whether it gives up what a process can give up by itself (`process.rs`, `confine`). Only a developer's appliance does without.
+    pub confined: bool,
     /// How long it lives with a guest when neither a warden nor an appliance is there.
     pub orphan_limit_seconds: u32,
 }

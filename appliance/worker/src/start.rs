@@ -16,10 +16,13 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::ptr;
 
+use crate::room::Room;
+
 /// What is started.
 #[derive(Debug)]
 pub struct Start<'a> {
-    pub program: &'a CStr,
+    /// An open executable, and no path: where the child is by then, there may be none.
+    pub program: BorrowedFd<'a>,
     pub arguments: &'a [&'a CStr],
     /// All of it, as `NAME=value`.
     pub environment: &'a [CString],
@@ -29,6 +32,9 @@ pub struct Start<'a> {
     pub stdout: Option<BorrowedFd<'a>>,
     /// The folder of a group of cgroup v2. Otherwise it is in the one of this process.
     pub cgroup: Option<BorrowedFd<'a>>,
+    /// Where the child goes before it executes its program; processes are numbered for it alone there, and it is the first. Otherwise it
+    /// is where this process is.
+    pub room: Option<&'a Room>,
 }
 
 /// `struct clone_args` of linux/sched.h, as of Linux 5.7.
@@ -56,11 +62,13 @@ const NOT_EXECUTED: c_int = 127;
 
 /// All that the child needs, made before there is one: it must not allocate.
 struct Child {
-    program: *const c_char,
+    program: c_int,
     arguments: *const *const c_char,
     environment: *const *const c_char,
     stdin: c_int,
     stdout: Option<c_int>,
+    /// Namespaces and their kinds.
+    room: Option<[(c_int, c_int); 4]>,
     /// Why the program was not executed. Written by the child, into memory that it shares with its parent.
     error: c_int,
 }
@@ -71,11 +79,12 @@ pub fn start(what: &Start<'_>) -> io::Result<(u32, OwnedFd)> {
     let arguments = pointers(what.arguments.iter().copied());
     let environment = pointers(what.environment.iter().map(CString::as_c_str));
     let mut child = Child {
-        program: what.program.as_ptr(),
+        program: what.program.as_raw_fd(),
         arguments: arguments.as_ptr(),
         environment: environment.as_ptr(),
         stdin: what.stdin.as_raw_fd(),
         stdout: what.stdout.map(|fd| fd.as_raw_fd()),
+        room: what.room.map(Room::spaces),
         error: 0,
     };
     let mut pidfd: c_int = -1;
@@ -90,6 +99,9 @@ pub fn start(what: &Start<'_>) -> io::Result<(u32, OwnedFd)> {
         args.flags |= CLONE_INTO_CGROUP;
         args.cgroup =
             u64::try_from(cgroup.as_raw_fd()).expect("a descriptor is no negative number");
+    }
+    if what.room.is_some() {
+        args.flags |= u64::from(libc::CLONE_NEWPID.unsigned_abs());
     }
     let pid = without_signals(|| {
         // SAFETY: `args` is a whole `struct clone_args` that asks for a child with our memory, while this thread stands still
@@ -176,11 +188,12 @@ unsafe fn clone_and_execute(args: &CloneArgs, child: &mut Child) -> i64 {
     result
 }
 
-/// The child's whole life in our memory. It calls what is safe after a `fork` in a signal handler (signal-safety(7)) and nothing else.
+/// The child's whole life in our memory. It calls what is safe after a `fork` in a signal handler (signal-safety(7)), and system calls
+/// that concern nobody but this thread.
 ///
 /// # Safety
-/// Runs in a child that shares its parent's memory, while that stands still. The pointers of `child` must be to a path and to lists of texts
-/// with a null at their end.
+/// Runs in a child that shares its parent's memory, while that stands still. The pointers of `child` must be to lists of texts with a null
+/// at their end.
 #[expect(
     clippy::multiple_unsafe_ops_per_block,
     reason = "the calls share one reason"
@@ -192,14 +205,24 @@ unsafe extern "C" fn become_program(child: &mut Child) -> ! {
         let mut none = MaybeUninit::uninit();
         let ready = libc::dup2(child.stdin, 0) >= 0
             && child.stdout.is_none_or(|fd| libc::dup2(fd, 1) >= 0)
-            // A group of its own: Ctrl-C in a terminal is for the warden, which ends things in order.
-            && libc::setpgid(0, 0) == 0
+            // A session of its own, with a group and without a terminal: Ctrl-C is for the warden, which ends things in order, and
+            // nobody in here shall type into the shell that the warden was started from.
+            && libc::setsid() >= 0
             // Rust ignores it in every program, which a child would inherit.
             && libc::signal(libc::SIGPIPE, libc::SIG_DFL) != libc::SIG_ERR
             && libc::sigemptyset(none.as_mut_ptr()) == 0
-            && libc::sigprocmask(libc::SIG_SETMASK, none.as_ptr(), ptr::null_mut()) == 0;
+            && libc::sigprocmask(libc::SIG_SETMASK, none.as_ptr(), ptr::null_mut()) == 0
+            // What the C library does here beside the system call is nothing.
+            && child.room.iter().flatten().all(|(space, kind)| libc::setns(*space, *kind) == 0);
         if ready {
-            libc::execve(child.program, child.arguments, child.environment);
+            libc::syscall(
+                libc::SYS_execveat,
+                child.program,
+                c"".as_ptr(),
+                child.arguments,
+                child.environment,
+                libc::AT_EMPTY_PATH,
+            );
         }
         ptr::write_volatile(&raw mut child.error, *libc::__errno_location());
         libc::_exit(NOT_EXECUTED)
@@ -216,16 +239,27 @@ mod tests {
 
     use super::*;
 
-    fn run(program: &CStr, arguments: &[&CStr], input: &str) -> io::Result<(String, Option<i32>)> {
+    fn run(program: &str, arguments: &[&CStr], input: &str) -> io::Result<(String, Option<i32>)> {
+        run_in(None, program, arguments, input)
+    }
+
+    fn run_in(
+        room: Option<&Room>,
+        program: &str,
+        arguments: &[&CStr],
+        input: &str,
+    ) -> io::Result<(String, Option<i32>)> {
+        let program = File::open(program)?;
         let (reader, mut writer) = io::pipe()?;
         let (mut answer, stdout) = io::pipe()?;
         let what = Start {
-            program,
+            program: program.as_fd(),
             arguments,
             environment: &[c"COLOR=blue".to_owned()],
             stdin: reader.as_fd(),
             stdout: Some(stdout.as_fd()),
             cgroup: None,
+            room,
         };
         let (_, pidfd) = start(&what)?;
         drop((reader, stdout));
@@ -241,7 +275,7 @@ mod tests {
     fn child_has_its_arguments_its_environment_and_its_ends() {
         let script = c"read word; echo $0 $1 $COLOR $word; exit 3";
         let ran = run(
-            c"/bin/sh",
+            "/bin/sh",
             &[c"shell", c"-c", script, c"name", c"first"],
             "hello\n",
         );
@@ -255,7 +289,7 @@ mod tests {
     fn child_leads_a_group_and_neither_blocks_a_signal_nor_ignores_a_broken_pipe() {
         // Nothing that the shell would start: it blocks signals meanwhile.
         let script = c"while read line; do echo $line; done < /proc/$$/status; read pid name state parent group rest < /proc/$$/stat; [ $pid = $group ] && echo leads";
-        let (said, _) = run(c"/bin/dash", &[c"dash", c"-c", script], "").unwrap();
+        let (said, _) = run("/bin/dash", &[c"dash", c"-c", script], "").unwrap();
         assert!(said.ends_with("leads\n"), "{said}");
         let set = |name| {
             let line = said.lines().find_map(|line| line.strip_prefix(name));
@@ -267,9 +301,9 @@ mod tests {
 
     #[test]
     fn program_that_cannot_be_executed_is_an_error_and_leaves_no_process() {
-        let error = run(c"/nonexistent/program", &[c"x"], "").unwrap_err();
+        let error = run("/nonexistent/program", &[c"x"], "").unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::NotFound);
-        let error = run(c"/etc/passwd", &[c"x"], "").unwrap_err();
+        let error = run("/etc/passwd", &[c"x"], "").unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::PermissionDenied);
     }
 
@@ -277,22 +311,35 @@ mod tests {
     fn what_is_no_control_group_is_refused() {
         let folder = File::open("/").unwrap();
         let null = File::open("/dev/null").unwrap();
+        let program = File::open("/bin/true").unwrap();
         let what = Start {
-            program: c"/bin/true",
+            program: program.as_fd(),
             arguments: &[c"true"],
             environment: &[],
             stdin: null.as_fd(),
             stdout: None,
             cgroup: Some(folder.as_fd()),
+            room: None,
         };
         start(&what).unwrap_err();
+    }
+
+    #[test]
+    fn child_in_the_room_has_no_files_and_so_no_program_that_needs_some() {
+        let room = match Room::make() {
+            Ok(room) => room,
+            Err(error) => return println!("SKIPPED: {error}"),
+        };
+        // It is executed from there, and then the loader and the libraries of this one are not to be found.
+        let ran = run_in(Some(&room), "/bin/true", &[c"true"], "");
+        assert_eq!(ran.unwrap_err().kind(), io::ErrorKind::NotFound);
     }
 
     #[test]
     fn parent_goes_on_as_before_whatever_its_children_do() {
         let numbers: Vec<u64> = (0..64).collect();
         for _ in 0..50 {
-            assert_eq!(run(c"/bin/true", &[c"true"], "").unwrap().1, Some(0));
+            assert_eq!(run("/bin/true", &[c"true"], "").unwrap().1, Some(0));
         }
         assert_eq!(numbers.iter().sum::<u64>(), 64 * 63 / 2);
     }

@@ -26,6 +26,17 @@ pub enum BenchCommand {
     Distinct(BenchDistinct),
     /// Build the root image of an archive in several shapes, and start a container from each
     Image(BenchImage),
+    /// Start workers with confinement and without it, and print what both take; needs root and no KVM
+    Jail {
+        /// One after the other
+        #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+        count: u32,
+        /// At once
+        #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=1000))]
+        parallel: u32,
+        #[arg(long, help = JSON_HELP)]
+        json: bool,
+    },
     /// Print what idle forks take of this host's memory
     Memory {
         /// How many forks to look at

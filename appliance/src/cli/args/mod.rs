@@ -136,6 +136,9 @@ pub struct Serve {
     /// Address of the HTTPS front door; wins over the configuration file
     #[arg(long, value_name = "ADDR")]
     pub listen: Option<String>,
+    /// For development, on hosts that forbid namespaces: whoever breaks out of a guest sees the host's files, network and processes
+    #[arg(long)]
+    pub unconfined: bool,
 }
 
 #[derive(Debug, Args)]
