@@ -335,6 +335,48 @@ mod tests {
         assert_eq!(ran.unwrap_err().kind(), io::ErrorKind::NotFound);
     }
 
+    /// The kernel ignores what the first process of a namespace sends itself, `SIGABRT` among it. Whoever gives up must be gone all the
+    /// same.
+    #[test]
+    fn first_process_of_the_room_that_aborts_ends_by_a_signal() {
+        const ITSELF: &CStr = c"start::tests::first_process_of_the_room_that_aborts_ends_by_a_signal";
+        const INSIDE: &CStr = c"CABANA_TEST_ABORTS=1";
+        if std::env::var_os("CABANA_TEST_ABORTS").is_some() {
+            assert_eq!(std::process::id(), 1);
+            std::process::abort();
+        }
+        let room = match Room::make() {
+            Ok(room) => room,
+            Err(error) => return println!("SKIPPED: {error}"),
+        };
+        let program = File::open("/proc/self/exe").unwrap();
+        let null = File::options().write(true).open("/dev/null").unwrap();
+        let (_, pidfd) = start(&Start {
+            program: program.as_fd(),
+            arguments: &[c"test", c"--exact", ITSELF],
+            environment: &[INSIDE.to_owned()],
+            stdin: null.as_fd(),
+            stdout: Some(null.as_fd()),
+            cgroup: None,
+            room: Some(&room),
+        })
+        .unwrap();
+        let limit = rustix::event::Timespec {
+            tv_sec: 20,
+            tv_nsec: 0,
+        };
+        let mut fds = [rustix::event::PollFd::new(
+            &pidfd,
+            rustix::event::PollFlags::IN,
+        )];
+        let ended = rustix::event::poll(&mut fds, Some(&limit)).unwrap();
+        let _ = rustix::process::pidfd_send_signal(&pidfd, rustix::process::Signal::KILL);
+        let status = waitid(WaitId::PidFd(pidfd.as_fd()), WaitIdOptions::EXITED).unwrap();
+        assert_eq!(ended, 1, "it lives on");
+        let signal = status.and_then(|status| status.terminating_signal());
+        assert_eq!(signal, Some(libc::SIGSEGV));
+    }
+
     #[test]
     fn parent_goes_on_as_before_whatever_its_children_do() {
         let numbers: Vec<u64> = (0..64).collect();

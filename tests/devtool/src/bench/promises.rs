@@ -20,6 +20,10 @@ pub const PROMISES: &[Promise] = &[
         measure: fork_agent,
     },
     Promise {
+        id: "jail",
+        measure: jail,
+    },
+    Promise {
         id: "claim_first_byte",
         measure: claim_first_byte,
     },
@@ -104,6 +108,30 @@ fn cold_boot(bench: &Bench) -> Result<Row> {
         let detail = format!("{what}; {NO_PEER}");
         Row::unchecked("cold_boot", value, "ms").with(detail, notes)
     })
+}
+
+/// What confinement costs the start of a worker, which is measured with it and without it in turn.
+fn jail(bench: &Bench) -> Result<Row> {
+    let run = ["jail", "--count", "300", "--parallel", "50"];
+    let result = bench.runner.bench_as_root("starts of workers", &run)?;
+    let of = |row: &str, name: &str| figure(&result, &format!("/starts/{row}/{name}"));
+    let (confined, free) = (of("0", "wholeMs")?, of("1", "wholeMs")?);
+    let detail = format!(
+        "start and end of a worker with its jail, over without: {confined:.2} and {free:.2} ms, medians of 300"
+    );
+    let notes = vec![
+        format!(
+            "of that the warden's part: {:.2} and {:.2} ms",
+            of("0", "wardenMs")?,
+            of("1", "wardenMs")?
+        ),
+        format!(
+            "50 at once: {:.1} and {:.1} ms",
+            of("0", "atOnceMs")?,
+            of("1", "atOnceMs")?
+        ),
+    ];
+    Ok(Row::unchecked("jail", confined / free, "ratio").with(detail, notes))
 }
 
 /// Both fork points, with and without a container, one at a time and twenty at once; the row is the default one.

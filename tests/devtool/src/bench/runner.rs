@@ -67,8 +67,18 @@ impl<'a> Runner<'a> {
 
     /// What each of these runs of `cabana bench` has measured. All of them in one lab.
     pub fn bench(&self, what: &str, runs: &[&[&str]]) -> Result<Vec<Value>> {
+        self.bench_at(self.here, what, runs)
+    }
+
+    /// The same of what needs root and no guest, so that it is measured on this host where we are root.
+    pub fn bench_as_root(&self, what: &str, run: &[&str]) -> Result<Value> {
+        let results = self.bench_at(rustix::process::geteuid().is_root(), what, &[run])?;
+        results.into_iter().next().context("There is no result")
+    }
+
+    fn bench_at(&self, here: bool, what: &str, runs: &[&[&str]]) -> Result<Vec<Value>> {
         let step = Step::start(format!("Measuring {what}"));
-        let output = if self.here {
+        let output = if here {
             let mut output = String::new();
             for arguments in runs {
                 output += &command::output(
