@@ -339,7 +339,8 @@ mod tests {
     /// same.
     #[test]
     fn first_process_of_the_room_that_aborts_ends_by_a_signal() {
-        const ITSELF: &CStr = c"start::tests::first_process_of_the_room_that_aborts_ends_by_a_signal";
+        const ITSELF: &CStr =
+            c"start::tests::first_process_of_the_room_that_aborts_ends_by_a_signal";
         const INSIDE: &CStr = c"CABANA_TEST_ABORTS=1";
         if std::env::var_os("CABANA_TEST_ABORTS").is_some() {
             assert_eq!(std::process::id(), 1);
