@@ -130,8 +130,8 @@ async fn websocket_brings_100_mb_back_without_holding_them() {
     client.get(POOL, "/", "user").await.unwrap();
     // Each differs from the others, and no two bytes beside each other are the same.
     let message = |number: u8| -> Bytes {
-        let bytes = (0..MESSAGE_BYTES).map(|at| (at % 251) as u8 ^ number);
-        bytes.collect()
+        let bytes = (0..=250).cycle().take(MESSAGE_BYTES);
+        bytes.map(|byte: u8| byte ^ number).collect()
     };
     let echo = async {
         let socket = client.websocket(POOL, "/ws?identifier=user").await;
