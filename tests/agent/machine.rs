@@ -10,7 +10,7 @@ use std::time::Duration;
 use backhand::compression::Compressor;
 use backhand::{FilesystemCompressor, FilesystemWriter};
 use tempfile::TempDir;
-use vmm::{BlankMachine, BlockConfig, Vm, VmConfig};
+use vmm::{BlankMachine, BlockConfig, Filters, Vm, VmConfig};
 use wire::{FrameError, GuestMessage, HostMessage};
 
 use crate::{archive, guest};
@@ -36,7 +36,7 @@ impl Machine {
         let vsock = UnixListener::bind(&socket).unwrap();
         let console = tempfile::tempfile().unwrap();
         let config = VmConfig {
-            machine: BlankMachine::create(&kvm).unwrap(),
+            machine: BlankMachine::create(&kvm, Filters::Off).unwrap(),
             memory: None,
             mem_mib: MEM_MIB,
             vcpus: 1,

@@ -12,6 +12,7 @@
 //! | [`vcpu`] | one thread per processor: its state, its exits, its CPUID |
 //! | [`devices`] | what the guest finds on its buses |
 //! | [`snapshot`] | the state file of a saved guest |
+//! | [`sandbox`] | what each thread may ask of the kernel |
 //! | [`vm`] | puts them together |
 //! | [`mod@probe`] | whether this host can run guests at all |
 
@@ -23,6 +24,7 @@ mod lines;
 mod machine;
 pub mod memory;
 pub mod probe;
+pub mod sandbox;
 pub mod snapshot;
 mod sparse;
 pub mod vcpu;
@@ -32,6 +34,7 @@ mod wiring;
 pub use config::{BlockConfig, ConfigError, FirstPages, RestoreConfig, VmConfig};
 pub use machine::{BlankMachine, MachineError};
 pub use probe::{ProbeError, ProbeReport, cpu_description, probe};
+pub use sandbox::Filters;
 pub use vm::{
     GuestEnded, RestoreError, SaveError, SnapshotFiles, StartError, Steps, Vm, VmExit, VmHandle,
 };

@@ -20,6 +20,7 @@ use crate::devices::virtio::mmio::MmioTransport;
 use crate::lines::{LineError, Lines};
 use crate::memory::one_by_one::OneByOne;
 use crate::memory::{Memory, layout};
+use crate::sandbox::{Filters, ThreadClass};
 use crate::vcpu::VcpuHandle;
 use crate::vcpu::cpuid::Processor;
 use crate::vcpu::exit::Buses;
@@ -52,7 +53,7 @@ pub enum MachineError {
     Capability { name: &'static str },
     #[error("Cannot join devices and guest")]
     Lines { source: LineError },
-    #[error("Cannot start a thread")]
+    #[error("Cannot start a thread, or confine it")]
     Thread { source: io::Error },
     #[error("Cannot create vCPU {vcpu}")]
     CreateVcpu { vcpu: u8, source: kvm_ioctls::Error },
@@ -78,6 +79,8 @@ pub struct BlankMachine {
 
 /// Those that every microVM has.
 pub(crate) struct Threads {
+    /// What these and the ones made later install.
+    pub filters: Filters,
     /// The first vCPU's.
     pub first: IdleThread,
     pub devices: IdleThread,
@@ -92,21 +95,25 @@ pub(crate) struct Assembled {
 }
 
 impl BlankMachine {
-    /// `kvm` is an open `/dev/kvm`.
-    pub fn create(kvm: &File) -> Result<Self, MachineError> {
+    /// `kvm` is an open `/dev/kvm`. With filters, the threads of the microVM have theirs from here on; the thread that starts or restores
+    /// a guest in it gets one when the guest is about to run, for good ([`ThreadClass::Owner`]). It may have [`ThreadClass::Maker`] before.
+    pub fn create(kvm: &File, filters: Filters) -> Result<Self, MachineError> {
         let refused = |what| move |source| MachineError::Refused { what, source };
         let kvm = open(kvm)?;
         let fd = create(&kvm)?;
-        let thread =
-            |name| IdleThread::spawn(name).map_err(|source| MachineError::Thread { source });
+        let thread = |name, class| {
+            IdleThread::spawn(name, filters, class)
+                .map_err(|source| MachineError::Thread { source })
+        };
         // Not entered here, not even to leave at once: KVM notes the thread, and when the next entry comes from another
         // one it waits for all of its readers (`synchronize_rcu` in `kvm_vcpu_ioctl`, virt/kvm/kvm_main.c), 10 ms in the lab.
         let first_vcpu = fd
             .create_vcpu(0)
             .map_err(|source| MachineError::CreateVcpu { vcpu: 0, source })?;
         let threads = Threads {
-            first: thread(VcpuHandle::thread_name(0))?,
-            devices: thread(DeviceThread::NAME.to_owned())?,
+            filters,
+            first: thread(VcpuHandle::thread_name(0), ThreadClass::Vcpu)?,
+            devices: thread(DeviceThread::NAME.to_owned(), ThreadClass::Devices)?,
         };
         Ok(Self {
             processor: Processor::of(&kvm).map_err(refused("GET_SUPPORTED_CPUID"))?,

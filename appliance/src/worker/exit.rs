@@ -7,6 +7,9 @@ use crate::warden::protocol::Status;
 /// The first words of a kernel panic on the serial console (kernel/panic.c).
 const PANIC: &str = "Kernel panic - not syncing";
 
+/// asm-generic/signal.h
+const SIGSYS: i32 = 31;
+
 /// How a worker ended.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum WorkerExit {
@@ -26,6 +29,10 @@ pub enum WorkerExit {
     Failed(String),
     #[error("the microVM could not be started: {0}")]
     NotStarted(String),
+    #[error(
+        "its process was ended by SIGSYS: a thread of it asked the kernel for what its filter forbids; the kernel's log names the system call (journalctl --dmesg --grep type=1326)"
+    )]
+    ForbiddenCall,
     /// The process ended without a report: killed by the host's memory limit, by hand, or a bug.
     #[error("its process ended with {0}")]
     Died(Status),
@@ -56,6 +63,7 @@ impl WorkerExit {
             Some(WorkerReport::Failed { what }) => Self::Failed(what),
             Some(WorkerReport::NotStarted { what }) => Self::NotStarted(what),
             None if killed => Self::Stopped,
+            None if end.status == Status::Signal(SIGSYS) => Self::ForbiddenCall,
             None => Self::Died(end.status),
         }
     }
@@ -94,6 +102,10 @@ mod tests {
             WorkerExit::Died(Status::Signal(9))
         );
         assert_eq!(WorkerExit::new(killed(), true, &[]), WorkerExit::Stopped);
+        let filtered = end(Status::Signal(31), None);
+        let exit = WorkerExit::new(filtered, false, &[]);
+        assert_eq!(exit, WorkerExit::ForbiddenCall);
+        assert!(exit.to_string().contains("SIGSYS"), "{exit}");
         let nonsense = end(Status::Code(3), Some("{]"));
         assert_eq!(
             WorkerExit::new(nonsense, false, &[]),

@@ -11,18 +11,21 @@
 //! It opens nothing by path: where it is, there is nothing (`room`). Its own pagemap is opened by the warden, without the right to
 //! see physical addresses in it, and only a trial keeps it, which is ordered to write its guest's working set down.
 //!
-//! Threads: the first one waits for the guest's end, one carries out orders and watches
-//! who is there, the others are the microVM's.
+//! Threads: the first one makes the guest and waits for its end, one carries out orders and watches
+//! who is there, the others are the microVM's. Each has a filter of its own for what it may ask of the kernel (`vmm::sandbox`) before it
+//! reads a byte that somebody else than the warden has written.
 
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixListener;
+use std::sync::mpsc::{self, Sender};
 use std::time::{Duration, Instant};
 
+use vmm::sandbox::ThreadClass;
 use vmm::{
-    BlankMachine, BlockConfig, FirstPages, RestoreConfig, SnapshotFiles, Vm, VmConfig, VmExit,
-    VmHandle,
+    BlankMachine, BlockConfig, Filters, FirstPages, RestoreConfig, SnapshotFiles, Vm, VmConfig,
+    VmExit, VmHandle,
 };
 
 use worker::exit::{Exit, Failure, chain};
@@ -45,15 +48,20 @@ pub fn run() -> Result<Exit, Failure> {
     };
     let internal = |error: &dyn std::error::Error| Failure::of(Exit::Internal, error);
     telemetry::start();
+    telemetry::log_panics();
     confine(&setup).map_err(|error| internal(&error))?;
-    // The filter of this thread's system calls begins here: what follows is the machine, and the first orders.
     let say = socket.try_clone().map_err(|error| internal(&error))?;
     let orphan_limit = Duration::from_secs(setup.orphan_limit_seconds.into());
-    let report = match guest(socket, fds, orphan_limit).map_err(|error| internal(&error))? {
-        Ok(None) => return Ok(Exit::Ok),
-        Ok(Some(vm)) => report(vm.wait()),
-        Err(what) => WorkerReport::NotStarted { what },
+    let filters = match setup.confined {
+        true => Filters::On,
+        false => Filters::Off,
     };
+    let report =
+        match guest(socket, fds, orphan_limit, filters).map_err(|error| internal(&error))? {
+            Ok(None) => return Ok(Exit::Ok),
+            Ok(Some(vm)) => report(vm.wait()),
+            Err(what) => WorkerReport::NotStarted { what },
+        };
     tracing::debug!(worker = %setup.id, ?report, "Guest ended");
     self::say(&say, report);
     Ok(Exit::Ok)
@@ -84,7 +92,7 @@ struct Blank {
 
 impl Blank {
     /// With the listening socket that orders come to.
-    fn make(fds: Vec<OwnedFd>) -> Result<(Self, OwnedFd), String> {
+    fn make(fds: Vec<OwnedFd>, filters: Filters) -> Result<(Self, OwnedFd), String> {
         // `WorkerFd::FROM_APPLIANCE`, and what the warden adds.
         const COUNT: usize = WorkerFd::FROM_APPLIANCE.len() + 1;
         let mut fds = fds;
@@ -92,7 +100,8 @@ impl Blank {
         let Ok([vsock, console, orders, kvm]) = <[OwnedFd; COUNT]>::try_from(fds) else {
             return Err("The warden sent too few descriptors".to_owned());
         };
-        let machine = BlankMachine::create(&File::from(kvm)).map_err(|error| chain(&error))?;
+        let machine =
+            BlankMachine::create(&File::from(kvm), filters).map_err(|error| chain(&error))?;
         let blank = Self {
             machine,
             vsock: vsock.into(),
@@ -168,11 +177,15 @@ fn guest(
     socket: OwnedFd,
     fds: Vec<OwnedFd>,
     orphan_limit: Duration,
+    filters: Filters,
 ) -> io::Result<Result<Option<Vm>, String>> {
-    let (blank, orders) = match Blank::make(fds) {
+    let (mut blank, orders) = match Blank::make(fds, filters) {
         Ok(made) => made,
         Err(what) => return Ok(Err(what)),
     };
+    let clerk = Clerk::spawn(filters)?;
+    // From here on this thread reads what others have written.
+    filters.install(ThreadClass::Maker)?;
     let mut desk = Desk::new(socket, orders);
     let (order, fds) = loop {
         match desk.wait()? {
@@ -186,14 +199,13 @@ fn guest(
     let begun = Instant::now();
     // Only for people to look at.
     let _ = rustix::thread::set_name(c"cabana:worker");
-    let mut blank = blank;
     // Everybody else would only have one more thing that shows something.
     let pagemap = blank.pagemap.take().filter(|_| is_trial(&order));
     match start(blank, order, fds) {
         Ok((vm, steps)) => {
             desk.outlive(orphan_limit);
             desk.answer(&done(steps, begun));
-            serve(desk, vm.handle(), pagemap)?;
+            clerk.start(desk, vm.handle(), pagemap);
             Ok(Ok(Some(vm)))
         }
         Err(what) => {
@@ -250,33 +262,63 @@ fn cannot(order: &Order, why: &str) -> Answer {
     Answer::Failed { message }
 }
 
+/// The thread that carries out orders once there is a guest. Made ahead, as those of the microVM are, and confined before it hears
+/// any.
+struct Clerk(Sender<Work>);
+
+/// With its own pagemap, if it is to write its guest's working set down.
+type Work = (Desk, VmHandle, Option<File>);
+
+impl Clerk {
+    fn spawn(filters: Filters) -> io::Result<Self> {
+        let thread = std::thread::Builder::new()
+            .name("orders".to_owned())
+            .stack_size(STACK_BYTES);
+        let (work, receiver) = mpsc::channel();
+        let (say, installed) = mpsc::channel();
+        thread.spawn(move || {
+            let ready = filters.install(ThreadClass::Orders);
+            let go_on = ready.is_ok();
+            // Who has made this thread waits for it.
+            let _ = say.send(ready);
+            drop(say);
+            if go_on && let Ok((desk, vm, pagemap)) = receiver.recv() {
+                serve(desk, &vm, pagemap.as_ref());
+            }
+        })?;
+        installed
+            .recv()
+            .unwrap_or(Err(io::ErrorKind::BrokenPipe.into()))?;
+        Ok(Self(work))
+    }
+
+    fn start(self, desk: Desk, vm: VmHandle, pagemap: Option<File>) {
+        // The thread receives until it has work, and cannot have ended before.
+        let _ = self.0.send((desk, vm, pagemap));
+    }
+}
+
 /// Carries out orders until nobody is there who could give one, and then stops the microVM.
-fn serve(mut desk: Desk, vm: VmHandle, pagemap: Option<File>) -> io::Result<()> {
-    let thread = std::thread::Builder::new()
-        .name("orders".to_owned())
-        .stack_size(STACK_BYTES);
-    thread.spawn(move || {
-        loop {
-            match desk.wait() {
-                Ok(Heard::Order(order, fds)) => {
-                    let answer = carry_out(&vm, pagemap.as_ref(), &order, fds);
-                    desk.answer(&answer);
-                }
-                Ok(Heard::End) => {
-                    tracing::info!("Nobody has adopted this worker in time");
-                    break;
-                }
-                Err(error) => {
-                    tracing::error!("Cannot wait for orders: {error}");
-                    break;
-                }
+fn serve(mut desk: Desk, vm: &VmHandle, pagemap: Option<&File>) {
+    loop {
+        match desk.wait() {
+            Ok(Heard::Order(order, fds)) => {
+                let answer = carry_out(vm, pagemap, &order, fds);
+                desk.answer(&answer);
+            }
+            Ok(Heard::End) => {
+                tracing::info!("Nobody has adopted this worker in time");
+                break;
+            }
+            Err(error) => {
+                tracing::error!("Cannot wait for orders: {error}");
+                break;
             }
         }
-        vm.stop();
-        std::thread::sleep(STOP_LIMIT);
-        std::process::exit(Exit::Internal.code().into());
-    })?;
-    Ok(())
+    }
+    vm.stop();
+    std::thread::sleep(STOP_LIMIT);
+    std::process::exit(Exit::Internal.code().into());
 }
 
 fn carry_out(vm: &VmHandle, pagemap: Option<&File>, order: &Order, fds: Vec<OwnedFd>) -> Answer {

@@ -64,7 +64,8 @@ pub struct WorkerSetup {
     pub id: Uuid,
     /// The user and group to become; absent when the warden is not root.
     pub uid: Option<u32>,
-    /// Whether it gives up what a process can give up by itself (`process.rs`, `confine`). Only a developer's appliance does without.
+    /// Whether it gives up what a process can give up by itself (`process.rs`, `confine`), and its threads may ask the kernel only for what they
+    /// need (`vmm::sandbox`). Only a developer's appliance does without.
     pub confined: bool,
     /// How long it lives with a guest when neither a warden nor an appliance is there.
     pub orphan_limit_seconds: u32,

@@ -31,6 +31,15 @@ pub fn start() {
     });
 }
 
+/// From now on a panic is one line of the log. Rust's own message is followed by a list of calls where the environment asks for one, and
+/// to make that it reads the program and the mappings of the process by their paths, which no worker may.
+pub fn log_panics() {
+    std::panic::set_hook(Box::new(|panic| {
+        let thread = std::thread::current();
+        tracing::error!(thread = thread.name().unwrap_or("unnamed"), "{panic}");
+    }));
+}
+
 pub fn is_json() -> bool {
     std::env::var(FORMAT_VARIABLE).is_ok_and(|format| format == "json")
 }

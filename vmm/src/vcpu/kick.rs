@@ -21,7 +21,7 @@ thread_local! {
 }
 
 /// The first real-time signal that libc leaves to programs.
-fn signal() -> c_int {
+pub(crate) fn signal() -> c_int {
     SIGRTMIN()
 }
 

@@ -7,6 +7,8 @@ use std::io;
 use std::sync::mpsc::{self, Sender};
 use std::thread::JoinHandle;
 
+use crate::sandbox::{Filters, ThreadClass};
+
 type Work = Box<dyn FnOnce() + Send>;
 
 /// A thread with a name and nothing to do. Dropped, it ends.
@@ -16,14 +18,24 @@ pub(crate) struct IdleThread {
 }
 
 impl IdleThread {
-    pub fn spawn(name: String) -> io::Result<Self> {
+    /// With the filter of its class, if any: without it, there is no thread.
+    pub fn spawn(name: String, filters: Filters, class: ThreadClass) -> io::Result<Self> {
         let (work, receiver) = mpsc::channel::<Work>();
+        let (say, installed) = mpsc::channel();
         let thread = std::thread::Builder::new().name(name).spawn(move || {
-            if let Ok(work) = receiver.recv() {
+            let ready = filters.install(class);
+            let go_on = ready.is_ok();
+            // Who has made this thread waits for it.
+            let _ = say.send(ready);
+            drop(say);
+            if go_on && let Ok(work) = receiver.recv() {
                 drop(receiver);
                 work();
             }
         })?;
+        installed
+            .recv()
+            .unwrap_or(Err(io::ErrorKind::BrokenPipe.into()))?;
         Ok(Self { work, thread })
     }
 
@@ -45,7 +57,8 @@ mod tests {
 
     #[test]
     fn thread_does_its_work_under_its_name_and_ends() {
-        let thread = IdleThread::spawn("patient".to_owned()).unwrap();
+        let thread =
+            IdleThread::spawn("patient".to_owned(), Filters::Off, ThreadClass::Vcpu).unwrap();
         let (done, name) = mpsc::channel();
         let handle = thread.start(move || {
             let name = std::thread::current().name().map(str::to_owned);
@@ -57,7 +70,8 @@ mod tests {
 
     #[test]
     fn thread_that_gets_no_work_ends() {
-        let IdleThread { work, thread } = IdleThread::spawn("idle".to_owned()).unwrap();
+        let IdleThread { work, thread } =
+            IdleThread::spawn("idle".to_owned(), Filters::Off, ThreadClass::Vcpu).unwrap();
         drop(work);
         thread.join().unwrap();
     }

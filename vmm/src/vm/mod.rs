@@ -34,6 +34,7 @@ pub use steps::Steps;
 
 use crate::devices::event_loop::EventLoop;
 use crate::machine::Threads;
+use crate::sandbox::ThreadClass;
 use crate::vcpu::VcpuHandle;
 use crate::wiring::DeviceThread;
 use handle::{Phase, Running};
@@ -94,7 +95,7 @@ impl Drop for EndOnPanic {
 
 /// A thread that could not be started.
 #[derive(Debug, thiserror::Error)]
-#[error("Cannot start the {what} thread")]
+#[error("Cannot start the {what} thread, or confine it")]
 pub struct ThreadError {
     pub what: &'static str,
     pub source: std::io::Error,
@@ -118,22 +119,32 @@ impl Vm {
     ) -> Result<Self, ThreadError> {
         let machine = Arc::new(machine);
         let (exits, receiver) = mpsc::channel();
-        let Threads { first, devices } = threads;
+        let Threads {
+            filters,
+            first,
+            devices,
+        } = threads;
         let mut first = Some(first);
         let mut handles = Vec::new();
         for (id, fd) in (0..).zip(vcpus) {
             let thread = match first.take() {
                 Some(thread) => thread,
-                None => IdleThread::spawn(VcpuHandle::thread_name(id)).map_err(|source| {
-                    ThreadError {
+                None => IdleThread::spawn(VcpuHandle::thread_name(id), filters, ThreadClass::Vcpu)
+                    .map_err(|source| ThreadError {
                         what: "vCPU",
                         source,
-                    }
-                })?,
+                    })?,
             };
             let (machine, exits) = (Arc::clone(&machine), exits.clone());
             handles.push(VcpuHandle::start(thread, id, fd, machine, exits));
         }
+        // All threads are there, and no guest has run yet.
+        filters
+            .install(ThreadClass::Owner)
+            .map_err(|source| ThreadError {
+                what: "owner",
+                source,
+            })?;
         let running = Running {
             vcpus: handles,
             devices: DeviceThread::start(devices, event_loop, exits.clone()),

@@ -6,14 +6,14 @@ use std::time::{Duration, Instant};
 
 use crate::support::{GuestSpec, kvm};
 use vmm::boot::kernel::KernelError;
-use vmm::{BlankMachine, BlockConfig, ConfigError, ProbeError, StartError, Vm, VmConfig};
+use vmm::{BlankMachine, BlockConfig, ConfigError, Filters, ProbeError, StartError, Vm, VmConfig};
 
 /// Tries to start a guest with a kernel of no use, after `change`.
 fn start(kvm: &File, change: impl FnOnce(&mut VmConfig)) -> StartError {
     let dir = tempfile::tempdir().unwrap();
     let spec = GuestSpec::program(b"\xf4");
     let mut config = VmConfig {
-        machine: BlankMachine::create(kvm).unwrap(),
+        machine: BlankMachine::create(kvm, Filters::Off).unwrap(),
         memory: Some(vmm::memory::create(spec.mem_mib).unwrap()),
         mem_mib: spec.mem_mib,
         vcpus: spec.vcpus,
@@ -78,7 +78,7 @@ fn more_processors_than_the_guest_kernel_knows_are_refused() {
 
 #[test]
 fn file_that_is_not_kvm_is_refused_as_such() {
-    let error = BlankMachine::create(&File::open("/dev/null").unwrap()).unwrap_err();
+    let error = BlankMachine::create(&File::open("/dev/null").unwrap(), Filters::Off).unwrap_err();
     assert!(error.to_string().starts_with("This is not KVM"), "{error}");
 }
 

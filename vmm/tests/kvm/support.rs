@@ -11,8 +11,8 @@ use std::time::Duration;
 
 use tempfile::TempDir;
 use vmm::{
-    BlankMachine, BlockConfig, FirstPages, RestoreConfig, RestoreError, SnapshotFiles, Steps, Vm,
-    VmConfig, VmExit, VmHandle,
+    BlankMachine, BlockConfig, Filters, FirstPages, RestoreConfig, RestoreError, SnapshotFiles,
+    Steps, Vm, VmConfig, VmExit, VmHandle,
 };
 
 /// Nothing here takes a second on hardware; on an emulated CPU it may take some.
@@ -198,7 +198,7 @@ impl Guest {
         let GuestSpec { vcpus, mem_mib, .. } = spec;
         let memory = vmm::memory::create(mem_mib).unwrap();
         let config = VmConfig {
-            machine: BlankMachine::create(&kvm).unwrap(),
+            machine: BlankMachine::create(&kvm, Filters::Off).unwrap(),
             memory: Some(memory.try_clone().unwrap()),
             mem_mib,
             vcpus,
@@ -311,7 +311,7 @@ impl Snapshot {
         let dir = tempfile::tempdir().unwrap();
         let (near, far) = UnixStream::pair().unwrap();
         let (vm, steps) = Vm::restore(RestoreConfig {
-            machine: BlankMachine::create(kvm).unwrap(),
+            machine: BlankMachine::create(kvm, Filters::Off).unwrap(),
             state: self.files.state.try_clone().unwrap(),
             memory: self.files.memory.try_clone().unwrap(),
             blocks,
