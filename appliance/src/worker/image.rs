@@ -9,6 +9,7 @@ use ::worker::limits::Limits;
 use ::worker::privileges::DropError;
 use ::worker::setup::first_message;
 
+use super::image_filter;
 use super::spec::ImageWorkerSetup;
 use crate::exit::{Exit, Failure};
 use crate::warden::channel;
@@ -21,6 +22,12 @@ pub fn run() -> Result<Exit, Failure> {
     };
     telemetry::start();
     confine(&setup).map_err(|error| Failure::of(Exit::Internal, &error))?;
+    ::worker::telemetry::log_panics();
+    if setup.confined {
+        // Before the first thread, so that all of them have it.
+        vmm::sandbox::install(&image_filter::PROGRAM)
+            .map_err(|error| Failure::of(Exit::Internal, &error))?;
+    }
     end_with(socket).map_err(|error| Failure::of(Exit::Internal, &error))?;
     let (Some(report), Ok(job)) = (fds.pop(), serde_json::from_str(&setup.job)) else {
         return Err(Failure::new(Exit::Internal, "The image job cannot be read"));

@@ -13,6 +13,7 @@ mod handle;
 mod host;
 mod identity;
 pub mod image;
+mod image_filter;
 mod launch;
 mod leftovers;
 mod notes;

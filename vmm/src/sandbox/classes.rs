@@ -270,7 +270,7 @@ const MAKES_MEMORY: &[Rule] = &[
     allow_only(
         libc::SYS_mremap,
         &[Only::OneOf(3, &[bits(libc::MREMAP_MAYMOVE)])],
-        "large allocations that grow",
+        "not seen in use each time: large allocations that grow",
     ),
     allow(libc::SYS_brk, "small allocations"),
 ];
@@ -302,11 +302,11 @@ const CARRIES_OUT: &[Rule] = &[
             2,
             &[bits(libc::MADV_SEQUENTIAL), bits(libc::MADV_RANDOM)],
         )],
-        "a fork that is saved is read from its first page to its last",
+        "not seen in use: a fork that is saved is read from its first page to its last",
     ),
     allow(
         libc::SYS_clock_nanosleep,
-        "how long vCPUs may take to stop when nobody is there to be told",
+        "not seen in use: how long vCPUs may take to stop when nobody is there to be told",
     ),
     // To be taken out when the worker is given its pagemap as a descriptor: both rules below.
     allow_only(
@@ -365,11 +365,11 @@ const SERVES: &[Rule] = &[
     allow(libc::SYS_pwritev, "disks"),
     allow(
         libc::SYS_pread64,
-        "a block of a disk that is written in part: the rest of it",
+        "not seen in use each time: a block of a disk that is written in part has its rest copied",
     ),
     allow(
         libc::SYS_pwrite64,
-        "a block of a disk that is written in part: the rest of it",
+        "not seen in use each time: a block of a disk that is written in part has its rest copied",
     ),
     allow(libc::SYS_fdatasync, "disks"),
     allow_only(

@@ -58,7 +58,7 @@ pub const EVERYBODY: &[Rule] = &[
     allow(libc::SYS_rt_sigreturn, "the end of a signal's handler"),
     allow(
         libc::SYS_sched_yield,
-        "channels give way for a moment when two meet",
+        "not seen in use each time: channels give way for a moment when two meet",
     ),
     allow(
         libc::SYS_sigaltstack,
@@ -93,7 +93,7 @@ pub const FAULTS: &[Rule] = &[allow_only(
 pub const STOPS: &[Rule] = &[allow_only(
     libc::SYS_tgkill,
     &[OWN, Only::OneOf(2, &[ABORT])],
-    "a panic ends in SIGABRT",
+    "not seen in use: a panic ends in SIGABRT",
 )];
 
 /// The allocator of a thread that maps nothing else.
@@ -106,7 +106,7 @@ pub const KEEPS_MEMORY: &[Rule] = &[
     allow_only(
         libc::SYS_mremap,
         &[Only::OneOf(3, &[bits(libc::MREMAP_MAYMOVE)])],
-        "large allocations that grow",
+        "not seen in use each time: large allocations that grow",
     ),
     allow(libc::SYS_brk, "small allocations"),
 ];
