@@ -15,7 +15,7 @@ use crate::warden::client::WardenClient;
 use crate::warden::program;
 use crate::warden::protocol::{ApplianceSetup, Ending, Task};
 use crate::worker::{Settings, WorkerHost};
-use crate::{bench, golden, images, privileges, service, telemetry};
+use crate::{bench, golden, images, network_filter, privileges, service, telemetry};
 
 /// How long blocking work may go on when everything else has ended.
 const BLOCKING_LIMIT: Duration = Duration::from_secs(1);
@@ -30,6 +30,11 @@ pub fn run() -> Result<Exit, Failure> {
     privileges::drop_to(setup.uid).map_err(|error| Failure::of(Exit::Internal, &error))?;
     telemetry::start();
     make_room_for_descriptors();
+    if setup.confined {
+        // Before the first thread, so that all of them have it.
+        vmm::sandbox::install(&network_filter::PROGRAM)
+            .map_err(|error| Failure::of(Exit::Internal, &error))?;
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()

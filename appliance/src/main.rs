@@ -16,6 +16,7 @@ mod guest;
 mod images;
 #[cfg(test)]
 mod native;
+mod network_filter;
 mod openapi;
 mod pool;
 mod service;

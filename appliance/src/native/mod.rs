@@ -401,6 +401,7 @@ fn launch(
     let setup = ApplianceSetup {
         config,
         uid: None,
+        confined: true,
         cpu: Some("native".to_owned()),
         task: Task::Serve,
     };

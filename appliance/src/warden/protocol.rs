@@ -18,6 +18,8 @@ pub struct ApplianceSetup {
     pub config: Checked,
     /// The user and group to become; absent when the warden is not root.
     pub uid: Option<u32>,
+    /// Whether it may ask the kernel only for what a process that faces the network needs (`network_filter`).
+    pub confined: bool,
     /// Digest of what guests are told of this CPU, which only who opened `/dev/kvm` can know; absent when
     /// KVM does not say.
     pub cpu: Option<String>,

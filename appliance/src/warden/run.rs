@@ -393,6 +393,7 @@ mod tests {
         let setup = ApplianceSetup {
             config,
             uid: None,
+            confined: true,
             cpu: None,
             task,
         };

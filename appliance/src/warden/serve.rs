@@ -132,6 +132,7 @@ pub fn serve(config: Checked, task: Task) -> Result<Exit, ServeError> {
     let setup = ApplianceSetup {
         config,
         uid,
+        confined: true,
         cpu: kvm::cpu_digest(&kvm),
         task: task.clone(),
     };
