@@ -7,10 +7,12 @@
 mod audit;
 mod auth;
 mod bad_input;
+mod calls;
 mod certificate;
 mod confinement;
 mod doctor;
 mod drain;
+mod filters;
 mod first_light;
 mod forks_clock;
 mod forks_golden;
@@ -48,6 +50,7 @@ fn main() -> ExitCode {
         guest_end::TESTS,
         inside::TESTS,
         real_image::TESTS,
+        filters::TESTS,
         forks_unique::TESTS,
         forks_clock::TESTS,
         forks_state::TESTS,

@@ -1,0 +1,176 @@
+//! Which of their rules workers use: ptrace(2) on every thread, and each system call looked up in the table of its class.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::{c_int, c_long, c_void};
+use std::fs;
+use std::mem::MaybeUninit;
+use std::ptr;
+use std::sync::mpsc;
+use std::thread::JoinHandle;
+
+use vmm::sandbox::ThreadClass;
+use vmm::sandbox::filter::Only;
+
+/// The classes whose filters a thread has: one that was there before its own is asked as well.
+type Threads = BTreeMap<c_int, Vec<ThreadClass>>;
+
+/// What `ptrace` adds to the signal of a stop that is a system call's (`PTRACE_O_TRACESYSGOOD`).
+const SYSTEM_CALL: c_int = libc::SIGTRAP | 0x80;
+
+/// A rule by its system call and what it is there for; without a value it stands for itself, else for one of its values.
+pub type Use = (c_long, &'static str, Option<u32>);
+
+/// Follows processes until they have ended.
+pub struct Recorder(JoinHandle<BTreeSet<Use>>);
+
+impl Recorder {
+    /// Of processes whose threads have their filters. What they do from the moment on at which this returns is recorded.
+    pub fn start(processes: Vec<u32>) -> Self {
+        let (say, attached) = mpsc::channel();
+        // A thread is followed by the thread that has attached to it and by no other.
+        let thread = std::thread::spawn(move || {
+            let mut threads = Threads::new();
+            for process in processes {
+                attach(process, &mut threads);
+            }
+            say.send(()).unwrap();
+            follow(threads)
+        });
+        attached.recv().unwrap();
+        Self(thread)
+    }
+
+    /// Waits for the end of all processes.
+    pub fn stop(self) -> BTreeSet<Use> {
+        self.0.join().unwrap()
+    }
+}
+
+/// All rules of all classes, as [`Use`]s.
+pub fn all() -> BTreeSet<Use> {
+    let rules = ThreadClass::ALL.into_iter().flat_map(ThreadClass::rules);
+    rules
+        .flat_map(|rule| {
+            let values = rule.only.iter().flat_map(|condition| match condition {
+                Only::OneOf(_, values) => *values,
+                Only::Within(..) | Only::OwnProcess(_) => &[],
+            });
+            let with_value = values.map(|value| (rule.call, rule.why, Some(*value)));
+            with_value.chain([(rule.call, rule.why, None)])
+        })
+        .collect()
+}
+
+fn attach(process: u32, threads: &mut Threads) {
+    for task in fs::read_dir(format!("/proc/{process}/task")).unwrap() {
+        let task = task.unwrap();
+        let thread = task.file_name().to_str().unwrap().parse().unwrap();
+        let name = fs::read_to_string(task.path().join("comm")).unwrap();
+        let class = match name.trim() {
+            "devices" => ThreadClass::Devices,
+            "orders" => ThreadClass::Orders,
+            "vcpu0" => ThreadClass::Vcpu,
+            _ => ThreadClass::Maker,
+        };
+        let options = libc::PTRACE_O_TRACESYSGOOD | libc::PTRACE_O_TRACECLONE;
+        trace(
+            libc::PTRACE_SEIZE,
+            thread,
+            usize::try_from(options).unwrap(),
+        );
+        trace(libc::PTRACE_INTERRUPT, thread, 0);
+        threads.insert(thread, vec![class]);
+    }
+}
+
+fn follow(mut threads: Threads) -> BTreeSet<Use> {
+    let main: BTreeSet<_> = threads
+        .iter()
+        .filter(|(_, classes)| **classes == [ThreadClass::Maker])
+        .map(|(thread, _)| *thread)
+        .collect();
+    let mut used = BTreeSet::new();
+    loop {
+        let mut status = 0;
+        // SAFETY: writes to `status` alone. It is about what this thread has attached to, and takes nobody's child.
+        let thread =
+            unsafe { libc::waitpid(-1, &raw mut status, libc::__WALL | libc::__WNOTHREAD) };
+        if thread < 0 {
+            return used;
+        }
+        if !libc::WIFSTOPPED(status) {
+            threads.remove(&thread);
+            continue;
+        }
+        // One that was cloned has what its maker has.
+        let classes = threads
+            .entry(thread)
+            .or_insert_with(|| vec![ThreadClass::Maker]);
+        let mut signal = libc::WSTOPSIG(status);
+        if signal == SYSTEM_CALL {
+            if let Some((call, arguments)) = entered(thread) {
+                for class in &*classes {
+                    note(&mut used, *class, call, arguments);
+                }
+                if call == libc::SYS_seccomp {
+                    classes.push(match main.contains(&thread) {
+                        true => ThreadClass::Owner,
+                        false => ThreadClass::Vcpu,
+                    });
+                }
+            }
+            signal = 0;
+        } else if status >> 16 != 0 {
+            // A thread was cloned or has begun to be followed.
+            signal = 0;
+        }
+        trace(
+            libc::PTRACE_SYSCALL,
+            thread,
+            usize::try_from(signal).unwrap(),
+        );
+    }
+}
+
+fn note(used: &mut BTreeSet<Use>, class: ThreadClass, call: c_long, arguments: [u64; 6]) {
+    let Some(rule) = class.rules().find(|rule| rule.call == call) else {
+        return;
+    };
+    used.insert((call, rule.why, None));
+    for condition in rule.only {
+        if let Only::OneOf(argument, _) = condition {
+            let value = arguments[*argument as usize] & u64::from(u32::MAX);
+            used.insert((call, rule.why, Some(u32::try_from(value).unwrap())));
+        }
+    }
+}
+
+/// The system call that a stopped thread is about to make; `None` when it comes back from one.
+fn entered(thread: c_int) -> Option<(c_long, [u64; 6])> {
+    let mut registers = MaybeUninit::<libc::user_regs_struct>::zeroed();
+    let none = ptr::null_mut::<c_void>();
+    // SAFETY: the kernel writes one structure of this type.
+    let result =
+        unsafe { libc::ptrace(libc::PTRACE_GETREGS, thread, none, registers.as_mut_ptr()) };
+    // SAFETY: zeroes are good values of all its fields, should the kernel have written none.
+    let registers = unsafe { registers.assume_init() };
+    // The kernel has put this there before it looks at the number (arch/x86/entry).
+    let before = (-i64::from(libc::ENOSYS)).cast_unsigned();
+    if result != 0 || registers.rax != before {
+        return None;
+    }
+    let arguments = [
+        registers.rdi,
+        registers.rsi,
+        registers.rdx,
+        registers.r10,
+        registers.r8,
+        registers.r9,
+    ];
+    Some((registers.orig_rax.cast_signed(), arguments))
+}
+
+fn trace(request: libc::c_uint, thread: c_int, data: usize) {
+    // SAFETY: none of the requests above reads or writes memory of ours. A thread that has ended meanwhile is an error, and nothing to do.
+    unsafe { libc::ptrace(request, thread, ptr::null_mut::<c_void>(), data) };
+}
