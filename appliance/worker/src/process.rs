@@ -274,7 +274,7 @@ impl Clerk {
         let thread = std::thread::Builder::new()
             .name("orders".to_owned())
             .stack_size(STACK_BYTES);
-        let (work, receiver) = mpsc::channel();
+        let (work, receiver) = mpsc::channel::<Work>();
         let (say, installed) = mpsc::channel();
         thread.spawn(move || {
             let ready = filters.install(ThreadClass::Orders);

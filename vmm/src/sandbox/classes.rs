@@ -90,7 +90,6 @@ static DEVICES_PROGRAM: Program<{ length(DEVICES) }> = compile(DEVICES, Otherwis
 
 /// What the vCPU threads are kicked with (`vcpu::kick`): the first real-time signal that the C library leaves to programs.
 const KICK: u32 = 34;
-const AT_CURRENT_FOLDER: u32 = bits(libc::AT_FDCWD);
 /// linux/userfaultfd.h: closed on execution, and of no use in the kernel.
 const USERFAULT: u32 = bits(libc::O_CLOEXEC) | 1;
 const UFFDIO_REGISTER: u32 = 0xc020_aa00;
@@ -307,23 +306,6 @@ const CARRIES_OUT: &[Rule] = &[
     allow(
         libc::SYS_clock_nanosleep,
         "not seen in use: how long vCPUs may take to stop when nobody is there to be told",
-    ),
-    // To be taken out when the worker is given its pagemap as a descriptor: both rules below.
-    allow_only(
-        libc::SYS_openat,
-        &[
-            Only::OneOf(0, &[AT_CURRENT_FOLDER]),
-            Only::OneOf(2, &[bits(libc::O_CLOEXEC)]),
-        ],
-        "/proc/self/pagemap of a trial, for reading",
-    ),
-    allow_only(
-        libc::SYS_prctl,
-        &[Only::OneOf(
-            0,
-            &[bits(libc::PR_GET_DUMPABLE), bits(libc::PR_SET_DUMPABLE)],
-        )],
-        "so that the pagemap can be opened",
     ),
 ];
 

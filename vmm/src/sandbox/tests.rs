@@ -214,6 +214,7 @@ fn call_that_is_to_fail_fails_with_its_number_and_the_process_lives() {
 fn no_class_may_reach_for_files_networks_processes_or_code() {
     let nowhere = [
         libc::SYS_open,
+        libc::SYS_openat,
         libc::SYS_openat2,
         libc::SYS_creat,
         libc::SYS_open_by_handle_at,
