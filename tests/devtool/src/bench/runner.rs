@@ -197,8 +197,11 @@ impl<'a> Runner<'a> {
     }
 }
 
-/// The lines that are JSON objects, in order.
+/// The lines that are JSON objects, in order; or the one object that is on many lines.
 pub fn json_lines(output: &str) -> Vec<Value> {
+    if let Ok(whole @ Value::Object(_)) = serde_json::from_str(output) {
+        return vec![whole];
+    }
     output
         .lines()
         .filter_map(|line| serde_json::from_str(line).ok())
@@ -246,5 +249,6 @@ mod tests {
         assert_eq!(results.len(), 2);
         assert!((figure(&results[0], "/a/b").unwrap() - 1.5).abs() < 1e-9);
         assert!(figure(&results[1], "/a/b").is_err());
+        assert_eq!(json_lines("{\n  \"a\": 3\n}\n").len(), 1);
     }
 }
