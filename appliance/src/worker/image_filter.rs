@@ -68,6 +68,11 @@ const JOB: &[Rule] = &[
         )],
         "the C library's own handler, when the first thread starts; the default after a fault, so that the process dies of it",
     ),
+    allow_only(
+        libc::SYS_fcntl,
+        &[Only::OneOf(1, &[bits(libc::F_GETFD)])],
+        "builds with debug assertions only: Rust looks whether what it closes is open",
+    ),
     fail(
         libc::SYS_openat,
         EACCES,
