@@ -1,4 +1,5 @@
-//! Which of their rules workers use: ptrace(2) on every thread, and each system call looked up in the table of its class.
+//! System calls of workers, by ptrace(2): which of their rules they use, each call looked up in the table of its thread's class, and calls that
+//! they would not make by themselves.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{c_int, c_long, c_void};
@@ -16,6 +17,9 @@ type Threads = BTreeMap<c_int, Vec<ThreadClass>>;
 
 /// What `ptrace` adds to the signal of a stop that is a system call's (`PTRACE_O_TRACESYSGOOD`).
 const SYSTEM_CALL: c_int = libc::SIGTRAP | 0x80;
+
+/// The number of a system call, in the registers as the kernel shows them (`struct user`, asm/user_64.h).
+const ORIG_RAX: usize = std::mem::offset_of!(libc::user_regs_struct, orig_rax);
 
 /// A rule by its system call and what it is there for; without a value it stands for itself, else for one of its values.
 pub type Use = (c_long, &'static str, Option<u32>);
@@ -143,6 +147,34 @@ fn note(used: &mut BTreeSet<Use>, class: ThreadClass, call: c_long, arguments: [
             used.insert((call, rule.why, Some(u32::try_from(value).unwrap())));
         }
     }
+}
+
+/// Has the first thread of this process, which waits in the kernel, make this system call instead of the one that it waits in.
+pub fn make_instead(process: u32, call: c_long) {
+    let thread = c_int::try_from(process).unwrap();
+    let options = usize::try_from(libc::PTRACE_O_TRACESYSGOOD).unwrap();
+    let work = move || {
+        trace(libc::PTRACE_SEIZE, thread, options);
+        trace(libc::PTRACE_INTERRUPT, thread, 0);
+        loop {
+            let mut status = 0;
+            // SAFETY: writes to `status` alone, and is about a thread that this one has attached to.
+            let waited = unsafe { libc::waitpid(thread, &raw mut status, libc::__WALL) };
+            assert!(waited == thread && libc::WIFSTOPPED(status), "it is gone");
+            if libc::WSTOPSIG(status) == SYSTEM_CALL && entered(thread).is_some() {
+                break;
+            }
+            trace(libc::PTRACE_SYSCALL, thread, 0);
+        }
+        let number = ptr::without_provenance_mut::<c_void>(usize::try_from(call).unwrap());
+        let place = ptr::without_provenance_mut::<c_void>(ORIG_RAX);
+        // SAFETY: it changes a register of the stopped thread, and no memory.
+        let changed = unsafe { libc::ptrace(libc::PTRACE_POKEUSER, thread, place, number) };
+        assert_eq!(changed, 0, "{}", std::io::Error::last_os_error());
+        trace(libc::PTRACE_DETACH, thread, 0);
+    };
+    // Whoever attaches is to be one thread from the first call to the last, and nobody else's.
+    std::thread::spawn(work).join().unwrap();
 }
 
 /// The system call that a stopped thread is about to make; `None` when it comes back from one.
