@@ -392,3 +392,18 @@ const SERVES: &[Rule] = &[
     ),
     allow(libc::SYS_shutdown, "a guest that will send no more"),
 ];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::vcpu::kick;
+
+    #[test]
+    fn kick_that_is_allowed_is_the_one_that_is_sent() {
+        let mut rules = ThreadClass::Owner.rules();
+        let rule = rules.find(|rule| rule.call == libc::SYS_tgkill).unwrap();
+        let kick = u32::try_from(kick::signal()).unwrap();
+        let allows = |condition: &Only| matches!(condition, Only::OneOf(2, values) if values.contains(&kick));
+        assert!(rule.only.iter().any(allows));
+    }
+}

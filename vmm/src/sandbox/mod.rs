@@ -5,7 +5,7 @@
 //! | [`filter`] | rules, and how they become a program at build time |
 //! | [`classes`] | the rules of each class of a worker's threads, each with its reason |
 //! | [`common`] | rules that classes share |
-//! | `ioctls` | the numbers of KVM's calls |
+//! | [`ioctls`] | the numbers of KVM's calls |
 //!
 //! # Threads
 //! A filter belongs to a thread and to those that it starts, and is never taken off. So each thread of a microVM installs its own as
@@ -22,9 +22,7 @@
 pub mod classes;
 pub mod common;
 pub mod filter;
-mod ioctls;
-#[cfg(test)]
-mod tests;
+pub mod ioctls;
 
 use std::ffi::c_ulong;
 use std::io;
