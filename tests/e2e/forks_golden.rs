@@ -2,7 +2,9 @@
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, chown};
+use std::time::Duration;
 
+use e2e::appliance::WITH_SPARES;
 use e2e::{Cli, Pool, TestAppliance};
 
 e2e::tests! {
@@ -11,6 +13,7 @@ e2e::tests! {
         golden_that_was_damaged_while_the_appliance_was_down_is_made_again,
         golden_that_is_damaged_under_a_running_appliance_costs_no_session_and_is_made_again,
         golden_of_a_deleted_pool_is_kept_for_a_while_and_the_fifth_one_is_not,
+        working_set_of_a_golden_is_what_its_own_guest_has_touched,
     ];
 }
 
@@ -158,4 +161,26 @@ fn golden_of_a_deleted_pool_is_kept_for_a_while_and_the_fifth_one_is_not() {
     latest.sort();
     assert_eq!(left, latest, "the one that was used longest ago goes");
     host.stop();
+}
+
+const LIMIT: Duration = Duration::from_secs(60);
+/// What its guest has written until it was renewed, in pages: 180 to 190 in the lab. A list of somebody else's pages has next to none.
+const LEAST_WRITTEN: u32 = 100;
+
+fn working_set_of_a_golden_is_what_its_own_guest_has_touched() {
+    // The trial runs in a worker that was made ahead.
+    let mut host = TestAppliance::start_with(&format!("{WITH_SPARES}spare_workers = 2\n"));
+    let position = host.log().position();
+    host.pool("tried").create();
+    let line = host.wait_for_line(position, LIMIT, "the working set", |line| {
+        line.contains("working set recorded")
+    });
+    let of = |name: &str| -> u32 {
+        let (_, rest) = line.split_once(name).expect("it is in the line");
+        let digits: String = rest.chars().take_while(char::is_ascii_digit).collect();
+        digits.parse().unwrap()
+    };
+    assert!(of("written=") >= LEAST_WRITTEN, "{line}");
+    assert!(of("read=") > 0, "{line}");
+    host.end_in_order();
 }

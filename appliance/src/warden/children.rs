@@ -432,7 +432,7 @@ fn start_confined(
         Process::spawn(program, role, Output::Nowhere, place).map_err(StartError::Process)?;
     let entry = write_down(&process)?;
     // It has no `/proc`, and waits for this message, so it is still who it was started as.
-    let pagemap = (role == Role::Worker).then(|| open_pagemap(process.id()));
+    let pagemap = (role == Role::Worker).then(|| open_pagemap(process.id(), program));
     let pagemap = pagemap.and_then(|opened| {
         let log = |error: &io::Error| tracing::debug!("Cannot open a pagemap: {error}");
         opened.inspect_err(log).ok()
@@ -455,9 +455,13 @@ fn start_confined(
 
 /// What a worker's pages are, without where they are: that is shown to who had `CAP_SYS_ADMIN` when it was opened
 /// (Documentation/admin-guide/mm/pagemap.rst).
-fn open_pagemap(pid: u32) -> io::Result<File> {
+fn open_pagemap(pid: u32, program: &Program) -> io::Result<File> {
     let path = format!("/proc/{pid}/pagemap");
-    privileges::without_admin(|| File::open(path))?
+    // It stays with the memory that the process has when it is opened, and that must not be ours.
+    privileges::without_admin(|| {
+        program.wait_until_run_by(pid)?;
+        File::open(path)
+    })?
 }
 
 #[cfg(test)]

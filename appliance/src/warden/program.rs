@@ -8,6 +8,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use rustix::fs::{MemfdFlags, Mode, OFlags, SealFlags, StatVfsMountFlags};
 use rustix::io::Errno;
@@ -40,6 +41,9 @@ pub fn packed() -> &'static [u8] {
     PACKED
 }
 
+/// It is a few instructions, on a host with so much to do that they have to wait.
+const EXCHANGE_LIMIT: Duration = Duration::from_secs(1);
+
 /// An executable that children are started from, wherever they are by then.
 #[derive(Debug)]
 pub struct Program(File);
@@ -70,6 +74,26 @@ impl Program {
 
     pub fn fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
+    }
+
+    /// Waits until a child that is being started has this program's memory and not ours any more.
+    ///
+    /// The kernel lets the parent of a `vfork` go on when the child lets go of the old memory, which is a moment before it has the
+    /// new one (`exec_mmap`, fs/exec.c). Until then `/proc/<pid>` is about the memory of the parent.
+    pub fn wait_until_run_by(&self, pid: u32) -> io::Result<()> {
+        let path = format!("/proc/{pid}/exe");
+        let wanted = rustix::fs::fstat(&self.0)?;
+        let deadline = Instant::now() + EXCHANGE_LIMIT;
+        loop {
+            let found = rustix::fs::stat(&path)?;
+            if (found.st_dev, found.st_ino) == (wanted.st_dev, wanted.st_ino) {
+                return Ok(());
+            }
+            if Instant::now() > deadline {
+                return Err(io::ErrorKind::TimedOut.into());
+            }
+            std::thread::yield_now();
+        }
     }
 }
 
@@ -145,6 +169,19 @@ mod tests {
         assert!(run(&program).contains("cabana serve"));
         other.write_all(b"x").unwrap_err();
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn child_is_the_program_and_not_its_parent_when_it_was_waited_for() {
+        use crate::warden::spawn::{Output, Place, Process};
+        let program = Program::at("/bin/cat").unwrap();
+        let ours = std::env::current_exe().unwrap();
+        let process =
+            Process::start(&program, c"-", &[], Output::Nowhere, Place::default()).unwrap();
+        program.wait_until_run_by(process.id()).unwrap();
+        let maps = std::fs::read_to_string(format!("/proc/{}/maps", process.id())).unwrap();
+        // Its own is not mapped yet, perhaps.
+        assert!(!maps.contains(ours.to_str().unwrap()), "{maps}");
     }
 
     #[test]
