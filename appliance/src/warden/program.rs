@@ -145,7 +145,17 @@ mod tests {
     fn run(program: &Program) -> String {
         let path = format!("/proc/self/fd/{}", program.fd().as_raw_fd());
         let mut command = Command::new(path);
-        let output = command.stdin(std::process::Stdio::null()).output().unwrap();
+        command.stdin(std::process::Stdio::null());
+        let deadline = Instant::now() + Duration::from_secs(20);
+        let output = loop {
+            match command.output() {
+                // A child that another test starts just now has a copy of the descriptor that it was written with.
+                Err(error)
+                    if error.kind() == io::ErrorKind::ExecutableFileBusy
+                        && Instant::now() < deadline => {}
+                output => break output.unwrap(),
+            }
+        };
         assert_eq!(output.status.code(), Some(64), "{output:?}");
         String::from_utf8(output.stderr).unwrap()
     }
