@@ -74,7 +74,8 @@ fn attach(process: u32, threads: &mut Threads) {
             "devices" => ThreadClass::Devices,
             "orders" => ThreadClass::Orders,
             "vcpu0" => ThreadClass::Vcpu,
-            _ => ThreadClass::Maker,
+            "maker" => ThreadClass::Maker,
+            _ => ThreadClass::Owner,
         };
         let options = libc::PTRACE_O_TRACESYSGOOD | libc::PTRACE_O_TRACECLONE;
         trace(
@@ -88,11 +89,6 @@ fn attach(process: u32, threads: &mut Threads) {
 }
 
 fn follow(mut threads: Threads) -> BTreeSet<Use> {
-    let main: BTreeSet<_> = threads
-        .iter()
-        .filter(|(_, classes)| **classes == [ThreadClass::Maker])
-        .map(|(thread, _)| *thread)
-        .collect();
     let mut used = BTreeSet::new();
     loop {
         let mut status = 0;
@@ -117,10 +113,7 @@ fn follow(mut threads: Threads) -> BTreeSet<Use> {
                     note(&mut used, *class, call, arguments);
                 }
                 if call == libc::SYS_seccomp {
-                    classes.push(match main.contains(&thread) {
-                        true => ThreadClass::Owner,
-                        false => ThreadClass::Vcpu,
-                    });
+                    classes.push(ThreadClass::Vcpu);
                 }
             }
             signal = 0;

@@ -53,7 +53,7 @@ fn thread_of_a_worker_has_its_filters_whatever_it_does(host: &TestAppliance) {
     let worker = pool.worker_of("filtered");
     // The second vCPU's thread has inherited its maker's.
     let expected = [
-        ("cabana:worker", 2),
+        ("cabana:worker", 1),
         ("devices", 1),
         ("orders", 1),
         ("vcpu0", 1),
@@ -111,7 +111,7 @@ const SEGV: u32 = 11;
 fn rule_of_every_class_is_used_by_what_workers_do_or_says_why_not() {
     let mut host = TestAppliance::start_with(&format!("{WITH_SPARES}spare_workers = 8\n"));
     // None of them has a thread that is still to install its filter.
-    let confined = |spare: &Process| filters(spare.pid).values().eq(&[1; 4]);
+    let confined = |spare: &Process| filters(spare.pid).values().eq(&[1; 5]);
     process::appears(LIMIT, "spares with their filters", |process| {
         process.role == "serve" && host.spares().iter().filter(|spare| confined(spare)).count() == 8
     });

@@ -36,5 +36,6 @@ pub use machine::{BlankMachine, MachineError};
 pub use probe::{ProbeError, ProbeReport, cpu_description, probe};
 pub use sandbox::Filters;
 pub use vm::{
-    GuestEnded, RestoreError, SaveError, SnapshotFiles, StartError, Steps, Vm, VmExit, VmHandle,
+    GuestEnded, IdleThread, RestoreError, SaveError, SnapshotFiles, StartError, Steps, Vm, VmExit,
+    VmHandle,
 };

@@ -95,8 +95,8 @@ pub(crate) struct Assembled {
 }
 
 impl BlankMachine {
-    /// `kvm` is an open `/dev/kvm`. With filters, the threads of the microVM have theirs from here on; the thread that starts or restores
-    /// a guest in it gets one when the guest is about to run, for good ([`ThreadClass::Owner`]). It may have [`ThreadClass::Maker`] before.
+    /// `kvm` is an open `/dev/kvm`. With filters, the threads of the microVM have theirs from here on. The thread that starts or restores
+    /// a guest in it may have [`ThreadClass::Maker`], and who waits for the guest's end [`ThreadClass::Owner`].
     pub fn create(kvm: &File, filters: Filters) -> Result<Self, MachineError> {
         let refused = |what| move |source| MachineError::Refused { what, source };
         let kvm = open(kvm)?;

@@ -11,21 +11,21 @@
 //! It opens nothing by path: where it is, there is nothing (`room`). Its own pagemap is opened by the warden, without the right to
 //! see physical addresses in it, and only a trial keeps it, which is ordered to write its guest's working set down.
 //!
-//! Threads: the first one makes the guest and waits for its end, one carries out orders and watches
-//! who is there, the others are the microVM's. Each has a filter of its own for what it may ask of the kernel (`vmm::sandbox`) before it
+//! Threads: the first one hears what guest there shall be and waits for its end, one makes the guest and ends with that, one carries out orders and
+//! watches who is there, the others are the microVM's. Each has a filter of its own for what it may ask of the kernel (`vmm::sandbox`) before it
 //! reads a byte that somebody else than the warden has written.
 
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixListener;
-use std::sync::mpsc::{self, Sender};
+use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use vmm::sandbox::ThreadClass;
 use vmm::{
-    BlankMachine, BlockConfig, Filters, FirstPages, RestoreConfig, SnapshotFiles, Vm, VmConfig,
-    VmExit, VmHandle,
+    BlankMachine, BlockConfig, Filters, FirstPages, IdleThread, RestoreConfig, SnapshotFiles, Vm,
+    VmConfig, VmExit, VmHandle,
 };
 
 use worker::exit::{Exit, Failure, chain};
@@ -38,8 +38,6 @@ use worker::{channel, landlock, privileges, telemetry};
 
 /// How long the vCPUs may take to stop once nobody is there to be told.
 const STOP_LIMIT: Duration = Duration::from_secs(5);
-/// Orders are carried out without deep calls; what is not touched takes no memory.
-const STACK_BYTES: usize = 256 << 10;
 
 /// Runs until the guest ends or nobody is there for whom it should run.
 pub fn run() -> Result<Exit, Failure> {
@@ -183,9 +181,14 @@ fn guest(
         Ok(made) => made,
         Err(what) => return Ok(Err(what)),
     };
-    let clerk = Clerk::spawn(filters)?;
+    // Made ahead and confined before they hear anything, as those of the microVM are: nothing of it is on the way of a fork.
+    let thread = |name: &str, class| IdleThread::spawn(name.to_owned(), filters, class);
+    let (clerk, maker) = (
+        thread("orders", ThreadClass::Orders)?,
+        thread("maker", ThreadClass::Maker)?,
+    );
     // From here on this thread reads what others have written.
-    filters.install(ThreadClass::Maker)?;
+    filters.install(ThreadClass::Owner)?;
     let mut desk = Desk::new(socket, orders);
     let (order, fds) = loop {
         match desk.wait()? {
@@ -201,11 +204,17 @@ fn guest(
     let _ = rustix::thread::set_name(c"cabana:worker");
     // Everybody else would only have one more thing that shows something.
     let pagemap = blank.pagemap.take().filter(|_| is_trial(&order));
-    match start(blank, order, fds) {
+    let (say, made) = mpsc::sync_channel(1);
+    let maker = maker.start(move || drop(say.send(start(blank, order, fds))));
+    let made = made.recv().map_err(io::Error::other)?;
+    match made {
         Ok((vm, steps)) => {
             desk.outlive(orphan_limit);
             desk.answer(&done(steps, begun));
-            clerk.start(desk, vm.handle(), pagemap);
+            // From here on nobody in this process can map memory or make a vCPU.
+            let _ = maker.join();
+            let handle = vm.handle();
+            clerk.start(move || serve(desk, &handle, pagemap.as_ref()));
             Ok(Ok(Some(vm)))
         }
         Err(what) => {
@@ -260,42 +269,6 @@ fn done(steps: Steps, begun: Instant) -> Answer {
 fn cannot(order: &Order, why: &str) -> Answer {
     let message = format!("Cannot {}: {why}", order.what());
     Answer::Failed { message }
-}
-
-/// The thread that carries out orders once there is a guest. Made ahead, as those of the microVM are, and confined before it hears
-/// any.
-struct Clerk(Sender<Work>);
-
-/// With its own pagemap, if it is to write its guest's working set down.
-type Work = (Desk, VmHandle, Option<File>);
-
-impl Clerk {
-    fn spawn(filters: Filters) -> io::Result<Self> {
-        let thread = std::thread::Builder::new()
-            .name("orders".to_owned())
-            .stack_size(STACK_BYTES);
-        let (work, receiver) = mpsc::channel::<Work>();
-        let (say, installed) = mpsc::channel();
-        thread.spawn(move || {
-            let ready = filters.install(ThreadClass::Orders);
-            let go_on = ready.is_ok();
-            // Who has made this thread waits for it.
-            let _ = say.send(ready);
-            drop(say);
-            if go_on && let Ok((desk, vm, pagemap)) = receiver.recv() {
-                serve(desk, &vm, pagemap.as_ref());
-            }
-        })?;
-        installed
-            .recv()
-            .unwrap_or(Err(io::ErrorKind::BrokenPipe.into()))?;
-        Ok(Self(work))
-    }
-
-    fn start(self, desk: Desk, vm: VmHandle, pagemap: Option<File>) {
-        // The thread receives until it has work, and cannot have ended before.
-        let _ = self.0.send((desk, vm, pagemap));
-    }
 }
 
 /// Carries out orders until nobody is there who could give one, and then stops the microVM.

@@ -14,9 +14,9 @@ use super::ioctls as kvm;
 /// A class of threads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ThreadClass {
-    /// The thread that makes a microVM of files, and starts the vCPUs that were not made ahead.
+    /// The thread that makes a microVM of files, and starts the vCPUs that were not made ahead. It ends with that.
     Maker,
-    /// The same thread from before the guest's first instruction on: it waits for the end, takes everything down, and says why.
+    /// The thread that hears what guest there shall be, waits for its end, takes everything down, and says why.
     Owner,
     /// A thread that pauses, resumes, saves and stops a guest on somebody's orders.
     Orders,
@@ -64,15 +64,23 @@ const MAKER: &[&[Rule]] = &[
     CLONES_THREADS,
     STARTS_THREADS,
     MAKES_MEMORY,
-    HEARS,
-    ANSWERS,
+    TAKES_FILES,
     KICKS,
     EVERYBODY,
 ];
-const OWNER: &[&[Rule]] = &[ANSWERS, KICKS, KEEPS_MEMORY, FAULTS, EVERYBODY];
+const OWNER: &[&[Rule]] = &[
+    HEARS,
+    ANSWERS,
+    IS_NAMED,
+    KICKS,
+    KEEPS_MEMORY,
+    FAULTS,
+    EVERYBODY,
+];
 const ORDERS: &[&[Rule]] = &[
     CARRIES_OUT,
     HEARS,
+    TAKES_FILES,
     ANSWERS,
     KICKS,
     KEEPS_MEMORY,
@@ -120,6 +128,10 @@ const HEARS: &[Rule] = &[
         &[Only::OneOf(3, &[bits(libc::SOCK_CLOEXEC)])],
         "whoever gives orders",
     ),
+];
+
+/// The files of an order.
+const TAKES_FILES: &[Rule] = &[
     allow(
         libc::SYS_fstat,
         "whether a descriptor of an order is a file",
@@ -130,6 +142,13 @@ const HEARS: &[Rule] = &[
         "whether a file that many share can be written to",
     ),
 ];
+
+/// What people see of the process.
+const IS_NAMED: &[Rule] = &[allow_only(
+    libc::SYS_prctl,
+    &[Only::OneOf(0, &[bits(libc::PR_SET_NAME)])],
+    "the name of a worker that has a guest",
+)];
 
 /// A machine of files. vCPUs beyond the first have their threads made when it is known how many there are; those inherit this filter below
 /// their own, so it has what they do.
@@ -220,7 +239,7 @@ const MAKES: &[Rule] = &[
     allow_only(
         libc::SYS_seccomp,
         &[Only::OneOf(0, &[libc::SECCOMP_SET_MODE_FILTER])],
-        "the narrower filter of this thread, and those of the threads that it starts",
+        "the filters of the threads that it starts",
     ),
 ];
 

@@ -12,7 +12,7 @@ use crate::sandbox::{Filters, ThreadClass};
 type Work = Box<dyn FnOnce() + Send>;
 
 /// A thread with a name and nothing to do. Dropped, it ends.
-pub(crate) struct IdleThread {
+pub struct IdleThread {
     work: Sender<Work>,
     thread: JoinHandle<()>,
 }

@@ -40,7 +40,7 @@ use crate::wiring::DeviceThread;
 use handle::{Phase, Running};
 
 pub(crate) use crate::machine::Machine;
-pub(crate) use idle::IdleThread;
+pub use idle::IdleThread;
 
 /// How a microVM ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -138,13 +138,6 @@ impl Vm {
             let (machine, exits) = (Arc::clone(&machine), exits.clone());
             handles.push(VcpuHandle::start(thread, id, fd, machine, exits));
         }
-        // All threads are there, and no guest has run yet.
-        filters
-            .install(ThreadClass::Owner)
-            .map_err(|source| ThreadError {
-                what: "owner",
-                source,
-            })?;
         let running = Running {
             vcpus: handles,
             devices: DeviceThread::start(devices, event_loop, exits.clone()),
