@@ -79,7 +79,8 @@ impl Drop for Ended<'_> {
 
 fn image_worker_is_in_an_empty_room_with_an_id_and_limits_of_its_own() {
     let host = TestAppliance::start();
-    let source = format!("oci-archive:{}", artifacts::demo_image().display());
+    // A large one: its worker is still at it when it is looked at.
+    let source = format!("oci-archive:{}", artifacts::python_image().display());
     thread::scope(|scope| {
         let import = scope.spawn(|| host.cli().run(&["image", "import", &source]));
         let worker = process::appears(LIMIT, "an image worker", |it| it.role == "image-worker");
