@@ -21,7 +21,7 @@ use crate::admin::{
     ImportOrder, PullOrder,
 };
 use crate::arm::{self, Arm, Endpoints, Rules};
-use crate::config::Checked;
+use crate::config::{self, Checked};
 use crate::exit::chain;
 use crate::front::listener::DRAIN_DEADLINE;
 use crate::front::refusal::{Code, Refusal};
@@ -321,15 +321,10 @@ async fn open_certificate(config: &Checked) -> anyhow::Result<Arc<ServedCertific
 fn budget(config: &Checked) -> Budget {
     let cpus = std::thread::available_parallelism().map_or(1, usize::from);
     let host = Size {
-        mem_mib: host_mib(),
+        mem_mib: config::host_mib(),
         cpu_millis: cpus as u64 * 1000,
     };
     Budget::of_host(host, config.memory_overcommit, config.cpu_overcommit)
-}
-
-fn host_mib() -> u64 {
-    let info = rustix::system::sysinfo();
-    (info.totalram * u64::from(info.mem_unit)) >> 20
 }
 
 fn rules(config: &Checked) -> Rules {
@@ -340,7 +335,7 @@ fn rules(config: &Checked) -> Rules {
     Rules {
         min_cooldown_seconds: config.min_cooldown.as_secs(),
         max_cpu_millis: u32::try_from(cpus * 1000).unwrap_or(u32::MAX),
-        max_mem_mib: u32::try_from(host_mib())
+        max_mem_mib: u32::try_from(config::host_mib())
             .unwrap_or(u32::MAX)
             .min(MAX_MEM_MIB),
     }

@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::fs::{MetadataExt, chown};
 use std::time::Duration;
 
-use e2e::appliance::WITH_SPARES;
+use e2e::appliance::WITH_FEW_SPARES;
 use e2e::{Cli, Pool, TestAppliance};
 
 e2e::tests! {
@@ -169,7 +169,7 @@ const LEAST_WRITTEN: u32 = 100;
 
 fn working_set_of_a_golden_is_what_its_own_guest_has_touched() {
     // The trial runs in a worker that was made ahead.
-    let mut host = TestAppliance::start_with(&format!("{WITH_SPARES}spare_workers = 2\n"));
+    let mut host = TestAppliance::start_with(WITH_FEW_SPARES);
     let position = host.log().position();
     host.pool("tried").create();
     let line = host.wait_for_line(position, LIMIT, "the working set", |line| {

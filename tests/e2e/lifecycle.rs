@@ -6,7 +6,7 @@ use std::net::TcpListener;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use e2e::appliance::{CONFIG, WITH_SPARES, ended_by, new_root, serve_command};
+use e2e::appliance::{CONFIG, WITH_FEW_SPARES, ended_by, new_root, serve_command};
 use e2e::cli::Ran;
 use e2e::process::Process;
 use e2e::{TestAppliance, process};
@@ -86,7 +86,7 @@ fn stop_command_ends_every_session_and_leaves_nothing_behind() {
 }
 
 fn sigterm_leaves_the_sessions_workers_running_and_nothing_else() {
-    let mut host = with_session(WITH_SPARES);
+    let mut host = with_session(WITH_FEW_SPARES);
     let before = host.processes();
     host.detach();
     let worker = one(&host.workers(), "worker");
@@ -103,7 +103,7 @@ fn sigterm_leaves_the_sessions_workers_running_and_nothing_else() {
 }
 
 fn killed_warden_takes_its_appliance_and_spares_with_it_and_leaves_the_sessions_workers() {
-    let mut host = with_session(WITH_SPARES);
+    let mut host = with_session(WITH_FEW_SPARES);
     let before = host.processes();
     let worker = one(&host.workers(), "worker");
     assert!(before.len() >= 3, "warden, appliance, worker: {before:?}");

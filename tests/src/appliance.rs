@@ -44,6 +44,9 @@ pub const CONFIG: &str =
 /// With everything as it is by default, spare workers among it.
 pub const WITH_SPARES: &str =
     "min_cooldown_seconds = 1\nmemory_overcommit = 100\ncpu_overcommit = 100\n";
+/// The same with no more spare workers than it takes to see what becomes of them.
+pub const WITH_FEW_SPARES: &str =
+    "min_cooldown_seconds = 1\nspare_workers = 2\nmemory_overcommit = 100\ncpu_overcommit = 100\n";
 /// The pool whose one session all forwarding tests share: each boot takes seconds.
 const SHARED_POOL: &str = "shared";
 

@@ -20,6 +20,7 @@ pub struct Report {
 pub async fn measure(workers: &WorkerHost, count: u32) -> anyhow::Result<Report> {
     let image = Image::empty(workers).await?;
     let mut report = Report::default();
+    workers.at_rest().await;
     for _ in 0..count {
         let mut run = Run::start(workers, boot_request(&image, Purpose::Trial)?).await?;
         report.answered.push(run.until_answered().await?);

@@ -17,7 +17,7 @@ use crate::config::Paths;
 use crate::worker::spec::ForkPoint;
 use crate::worker::{LaunchRequest, Purpose, WorkerHost};
 
-/// Between two measurements of single forks, so that the host has made its next spare. Sessions come
+/// Between two measurements, beside the time in which the host makes its spares again. Sessions come
 /// further apart than this; those that do not are what the bursts measure.
 const PAUSE: Duration = Duration::from_millis(700);
 /// Bursts of one kind, however many forks are asked for.
@@ -98,16 +98,21 @@ struct Bench<'a> {
 }
 
 impl Bench<'_> {
+    async fn rest(&self) {
+        self.workers.at_rest().await;
+        tokio::time::sleep(PAUSE).await;
+    }
+
     async fn figures(&self, goal: Goal) -> anyhow::Result<Figures> {
         let mut single = Series::default();
         for _ in 0..self.plan.count {
-            tokio::time::sleep(PAUSE).await;
+            self.rest().await;
             single.push(one(self.workers.clone(), self.fork(goal)?, goal).await?);
         }
         let (mut burst, mut whole_bursts) = (Series::default(), Series::default());
         let bursts = (self.plan.count / self.plan.parallel).clamp(1, MOST_BURSTS);
         for _ in 0..bursts {
-            tokio::time::sleep(PAUSE).await;
+            self.rest().await;
             let samples = self.burst(goal).await?;
             let total = samples.iter().map(|sample| sample.total).max();
             whole_bursts.push(Sample {
@@ -118,7 +123,7 @@ impl Bench<'_> {
         }
         let mut cold = Series::default();
         for _ in 0..COLD_BOOTS.min(self.plan.count) {
-            tokio::time::sleep(PAUSE).await;
+            self.rest().await;
             let purpose = self.purpose(goal, ForkPoint::BeforeStart);
             let request = boot_request(self.image, purpose)?;
             cold.push(one(self.workers.clone(), request, goal).await?);

@@ -51,6 +51,7 @@ pub async fn measure(
     counts.dedup();
     let image = Image::empty(workers).await?;
     let golden = Golden::build(workers, paths, &image, ForkPoint::BeforeStart).await?;
+    workers.at_rest().await;
     tokio::time::sleep(SETTLE).await;
     let available = available_bytes()?;
     let mut runs: Vec<Run> = Vec::new();
@@ -61,6 +62,8 @@ pub async fn measure(
             run.until_renewed().await?;
             runs.push(run);
         }
+        // So that the host has as many spares as it had before.
+        workers.at_rest().await;
         tokio::time::sleep(SETTLE).await;
         let row = look(&runs, count, available).await?;
         let cpu_ms = watch(&runs).await;

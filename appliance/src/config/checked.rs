@@ -35,9 +35,8 @@ pub const UID_COUNT: u32 = 65_536;
 
 const MAX_SPARE_WORKERS: u32 = 64;
 const MAX_PARALLEL_STARTS: u32 = 256;
-const SPARE_WORKERS_PER_CORE: u32 = 2;
-/// A spare takes memory that sessions could have.
-const DEFAULT_MOST_SPARE_WORKERS: u32 = 16;
+/// One spare for so much of the host's memory. It takes less than a hundredth of that (`cabana bench memory`).
+const MIB_PER_SPARE_WORKER: u64 = 64;
 /// A guest that comes up waits now and then; more at once would only wait for each other.
 const PARALLEL_STARTS_PER_CORE: u32 = 2;
 
@@ -200,7 +199,7 @@ fn check(raw: RawConfig, paths: Paths, overrides: &Overrides) -> Result<Checked,
     let spare_workers = integer(
         "spare_workers",
         raw.spare_workers,
-        default_spare_workers(cores),
+        default_spare_workers(host_mib()),
         0..=MAX_SPARE_WORKERS,
     )?;
     let parallel_starts = integer(
@@ -245,10 +244,16 @@ fn check(raw: RawConfig, paths: Paths, overrides: &Overrides) -> Result<Checked,
     })
 }
 
-fn default_spare_workers(cores: u32) -> u32 {
-    cores
-        .saturating_mul(SPARE_WORKERS_PER_CORE)
-        .min(DEFAULT_MOST_SPARE_WORKERS)
+/// A burst that finds all its workers made takes half the time of one that does not, so there are as many as cost next to nothing.
+fn default_spare_workers(host_mib: u64) -> u32 {
+    let affordable = host_mib / MIB_PER_SPARE_WORKER;
+    u32::try_from(affordable).map_or(MAX_SPARE_WORKERS, |count| count.min(MAX_SPARE_WORKERS))
+}
+
+/// The memory of this host.
+pub fn host_mib() -> u64 {
+    let info = rustix::system::sysinfo();
+    (info.totalram * u64::from(info.mem_unit)) >> 20
 }
 
 fn default_parallel_starts(cores: u32) -> u32 {
@@ -386,10 +391,14 @@ mod tests {
         assert_eq!(config.start_timeout, Duration::from_secs(60));
         assert_eq!(config.orphan_limit_seconds, 3600);
         assert_eq!((config.domain, config.uid_base), (None, 2_000_000_000));
-        let defaults = |cores| (default_spare_workers(cores), default_parallel_starts(cores));
-        assert_eq!(defaults(1), (2, 2));
-        assert_eq!(defaults(64), (16, 128));
-        assert_eq!(defaults(u32::MAX), (16, 256));
+        assert_eq!(
+            [1, 64, u32::MAX].map(default_parallel_starts),
+            [2, 128, 256]
+        );
+        assert_eq!(
+            [63, 64, 2048, 4096, u64::MAX].map(default_spare_workers),
+            [0, 1, 32, 64, 64]
+        );
     }
 
     #[test]

@@ -12,7 +12,7 @@ mod paths;
 mod raw;
 mod tls;
 
-pub use checked::{Checked, ConfigError, Overrides, UID_COUNT, load};
+pub use checked::{Checked, ConfigError, Overrides, UID_COUNT, host_mib, load};
 pub use limits::{FrontLimits, LONGEST_HEAD};
 pub use paths::Paths;
 pub use tls::{AcmeChallenge, AcmeSettings, ExternalAccount, TlsFiles, TlsSource};

@@ -112,6 +112,11 @@ impl WorkerHost {
         answered.await.map_err(|_| LaunchError::Interrupted)?
     }
 
+    /// Resolves when everything is made ahead that is to be.
+    pub async fn at_rest(&self) {
+        self.spares.complete().await;
+    }
+
     /// Runs one image job in a process of its own; see [`WardenClient::run_image_job`].
     pub async fn run_image_job(
         &self,

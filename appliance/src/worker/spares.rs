@@ -33,6 +33,7 @@ const HEALTHY_AFTER: Duration = Duration::from_secs(10);
 #[derive(Debug, Clone)]
 pub struct Spares {
     wishes: mpsc::Sender<oneshot::Sender<Shell>>,
+    complete: watch::Receiver<bool>,
 }
 
 impl Spares {
@@ -44,6 +45,7 @@ impl Spares {
         ending: watch::Receiver<Option<Ending>>,
     ) -> Self {
         let (wishes, inbox) = mpsc::channel(QUEUE);
+        let (say, complete) = watch::channel(false);
         let keeper = Keeper {
             count,
             maker,
@@ -53,9 +55,16 @@ impl Spares {
             wanted_since: Instant::now(),
             backoff: Backoff::default(),
             retry_at: None,
+            complete: say,
         };
         tokio::spawn(keeper.run(inbox, ending));
-        Self { wishes }
+        Self { wishes, complete }
+    }
+
+    /// Resolves when there are as many as there shall be, or when no more are made.
+    pub async fn complete(&self) {
+        // An error: nobody keeps them any more.
+        let _ = self.complete.clone().wait_for(|complete| *complete).await;
     }
 
     /// A spare, if there is one.
@@ -84,6 +93,7 @@ struct Keeper {
     backoff: Backoff,
     /// Nothing is made before.
     retry_at: Option<Instant>,
+    complete: watch::Sender<bool>,
 }
 
 impl Keeper {
@@ -131,6 +141,7 @@ impl Keeper {
     }
 
     fn refill(&mut self) {
+        self.complete.send_replace(self.idle.len() >= self.count);
         let their_turn = self.turns.all_free() || self.wanted_since.elapsed() >= LONGEST_WAIT;
         if self.may_make() && their_turn {
             let maker = self.maker.clone();

@@ -196,7 +196,7 @@ fn claims_50(bench: &Bench) -> Result<Row> {
     };
     let one = figure(result, "/agent/single/median")?;
     let p99 = figure(result, "/agent/burst/p99")?;
-    // Nearly all of the fifty are such: there are never so many processes made ahead.
+    // What each of the fifty is where there are no processes made ahead, or too few.
     let bare = figure(alone, "/agent/single/median")?;
     let what = format!(
         "p99 of 50 at once {p99:.1} ms, one alone {one:.1} ms, one alone that waits for its process {bare:.1} ms ({:.0} times)",

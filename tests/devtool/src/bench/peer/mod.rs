@@ -193,7 +193,8 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         for _ in 0..RESTORES {
             peer_restore.push(millis(peer.restore()?));
         }
-        let forked = ours(&["fork", "--count", "3", "--parallel", "1"])?;
+        // One at a time needs no more, and each run waits until they are made.
+        let forked = ours(&["fork", "--count", "3", "--parallel", "1", "--spares", "2"])?;
         fork.extend(values(&forked, "/agent/single/answered/values")?);
         fork_renewed.extend(values(&forked, "/agent/single/values")?);
         let forked = ours(&["fork", "--count", "2", "--parallel", "1", "--spares", "0"])?;
