@@ -64,12 +64,12 @@ const MAKER: &[&[Rule]] = &[
     CLONES_THREADS,
     STARTS_THREADS,
     MAKES_MEMORY,
-    TAKES_FILES,
     KICKS,
     EVERYBODY,
 ];
 const OWNER: &[&[Rule]] = &[
     HEARS,
+    TAKES_FILES,
     ANSWERS,
     IS_NAMED,
     KICKS,
