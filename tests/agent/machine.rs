@@ -10,7 +10,7 @@ use std::time::Duration;
 use backhand::compression::Compressor;
 use backhand::{FilesystemCompressor, FilesystemWriter};
 use tempfile::TempDir;
-use vmm::{BlankMachine, BlockConfig, Filters, Vm, VmConfig};
+use vmm::{BlankMachine, BlockConfig, Filters, RateLimits, Vm, VmConfig};
 use wire::{FrameError, GuestMessage, HostMessage};
 
 use crate::{archive, guest};
@@ -46,6 +46,7 @@ impl Machine {
             blocks: vec![block(root_image(), true), block(scratch(), false)],
             vsock,
             console: console.try_clone().unwrap(),
+            limits: RateLimits::default(),
         };
         // Asked for before the guest can be up.
         let mut control = UnixStream::connect(&socket).unwrap();

@@ -28,6 +28,7 @@ mod kill_images;
 mod kill_workers;
 mod lifecycle;
 mod probes;
+mod rates;
 mod ready;
 mod real_image;
 mod registry;
@@ -57,6 +58,7 @@ fn main() -> ExitCode {
         forks_golden::TESTS,
         forks_many::TESTS,
         probes::TESTS,
+        rates::TESTS,
         ready::TESTS,
         kill_workers::TESTS,
         kill_images::TESTS,

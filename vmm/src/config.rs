@@ -1,7 +1,10 @@
 //! What a microVM is made of: plain data and open files, checked once.
 
 use std::fs::File;
+use std::num::NonZeroU64;
 use std::os::unix::net::UnixListener;
+
+use serde::{Deserialize, Serialize};
 
 use crate::machine::BlankMachine;
 use crate::memory::layout;
@@ -27,6 +30,21 @@ pub struct BlockConfig {
     pub read_only: bool,
 }
 
+/// How much a guest may do in a second; see `devices::rate`. `None`: as much as it can.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct RateLimits {
+    /// Read from and written to all of its disks together.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub disk_bytes_per_second: Option<NonZeroU64>,
+    /// Requests to all of its disks together; a discard counts as many times as it names parts of a disk.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub disk_iops: Option<NonZeroU64>,
+    /// Packets on vsock with their headers, to the guest; and as many from it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stream_bytes_per_second: Option<NonZeroU64>,
+}
+
 /// Everything [`crate::Vm::start`] needs.
 #[derive(Debug)]
 pub struct VmConfig {
@@ -48,6 +66,7 @@ pub struct VmConfig {
     /// Takes the text of the serial port, at most [`crate::devices::serial::CONSOLE_LIMIT`] bytes.
     /// A regular file or memfd: a pipe that nobody reads would stop the guest.
     pub console: File,
+    pub limits: RateLimits,
 }
 
 /// Why a configuration cannot make a guest.
@@ -94,6 +113,7 @@ pub struct RestoreConfig {
     pub vcpus: u8,
     pub mem_mib: u32,
     pub first_pages: FirstPages,
+    pub limits: RateLimits,
 }
 
 /// What is done about the pages that a fork touches first.

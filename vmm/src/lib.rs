@@ -31,7 +31,7 @@ pub mod vcpu;
 pub mod vm;
 mod wiring;
 
-pub use config::{BlockConfig, ConfigError, FirstPages, RestoreConfig, VmConfig};
+pub use config::{BlockConfig, ConfigError, FirstPages, RateLimits, RestoreConfig, VmConfig};
 pub use machine::{BlankMachine, MachineError};
 pub use probe::{ProbeError, ProbeReport, cpu_description, probe};
 pub use sandbox::Filters;

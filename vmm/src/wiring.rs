@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io;
+use std::num::NonZeroU64;
 use std::os::unix::net::UnixListener;
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex};
@@ -10,11 +11,12 @@ use std::thread::JoinHandle;
 use kvm_ioctls::VmFd;
 
 use crate::boot::acpi::VirtioSlot;
-use crate::config::BlockConfig;
+use crate::config::{BlockConfig, RateLimits};
 use crate::devices::bus::{Bus, BusDevice, BusError};
 use crate::devices::event_loop::EventLoop;
 use crate::devices::gate::{Ended, Gate};
 use crate::devices::power::{self, I8042, Power};
+use crate::devices::rate::{Limiter, Rate};
 use crate::devices::serial::{self, CONSOLE_LIMIT, Serial, SerialSaved};
 use crate::devices::virtio::VirtioDevice;
 use crate::devices::virtio::block::Block;
@@ -56,6 +58,7 @@ pub(crate) struct Devices<'a> {
     pub console: File,
     /// What the serial port goes on from, if the guest is a restored one.
     pub serial: Option<&'a SerialSaved>,
+    pub limits: RateLimits,
 }
 
 /// Devices on their buses.
@@ -90,12 +93,22 @@ pub(crate) fn connect(
         transports: Vec::new(),
     };
     let serial = wiring.connect_ports(devices.console, devices.serial)?;
+    let RateLimits {
+        disk_bytes_per_second,
+        disk_iops,
+        stream_bytes_per_second,
+    } = devices.limits;
+    let mut disk_limiters = limiters(disk_bytes_per_second, disk_iops, devices.blocks.len())?;
     // Disks first: their order is the order of their names in the guest.
     for block in devices.blocks {
         let block = Block::new(block).map_err(make("a disk"))?;
+        let block = block.limited(disk_limiters.pop());
         wiring.connect_virtio("a disk", Box::new(block))?;
     }
     let vsock = Vsock::new(GUEST_CID, devices.vsock).map_err(make("vsock"))?;
+    // Not together: what a guest sends is no reason not to tell it anything.
+    let direction = || Ok(limiters(stream_bytes_per_second, None, 1)?.pop());
+    let vsock = vsock.limited(direction()?, direction()?);
     wiring.connect_virtio("vsock", Box::new(vsock))?;
     wiring.connect_virtio("rng", Box::new(Rng::new()))?;
     let wired = Wired {
@@ -104,6 +117,22 @@ pub(crate) fn connect(
         transports: wiring.transports,
     };
     Ok((wired, event_loop))
+}
+
+/// Of devices that are limited together; none without a limit.
+fn limiters(
+    bytes: Option<NonZeroU64>,
+    operations: Option<NonZeroU64>,
+    devices: usize,
+) -> Result<Vec<Limiter>, WiringError> {
+    if bytes.is_none() && operations.is_none() {
+        return Ok(Vec::new());
+    }
+    let rate = Rate { bytes, operations };
+    Limiter::shared(rate, devices).map_err(|source| WiringError::Make {
+        what: "a timer",
+        source,
+    })
 }
 
 struct Wiring<'a> {

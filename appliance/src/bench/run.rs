@@ -10,7 +10,7 @@ use tokio::time::timeout;
 
 use super::figures::Sample;
 use super::image::Image;
-use crate::worker::spec::ForkPoint;
+use crate::worker::spec::{ForkPoint, RateLimits};
 use crate::worker::{LaunchRequest, Purpose, Source, Urgency, Worker, WorkerEvent, WorkerHost};
 
 /// A guest that takes longer has failed, even in an emulated host with fifty of them.
@@ -46,6 +46,7 @@ pub fn request(source: Source, purpose: Purpose) -> LaunchRequest {
         source,
         vcpus: VCPUS,
         cpu_millis: CPU_MILLIS,
+        limits: RateLimits::default(),
         mem_mib: MEM_MIB,
         purpose,
         urgency: Urgency::Claim,

@@ -256,6 +256,10 @@ mod tests {
                 "--ephemeral-storage",
             ),
             (
+                with(&["--target-port", "80", "--disk-throughput", "fast"]),
+                "--disk-throughput",
+            ),
+            (
                 with(&["--target-port", "80", "--lifecycle-type", "Eternal"]),
                 "OnContainerExit",
             ),

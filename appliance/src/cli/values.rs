@@ -27,6 +27,42 @@ pub fn memory(text: &str) -> Result<String, String> {
     }
 }
 
+/// So much in a second, or as much as can be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Limit {
+    None,
+    PerSecond(u64),
+}
+
+/// A whole number, of bytes also with a unit; or `none`.
+pub fn limit(text: &str) -> Result<Limit, String> {
+    if text == "none" {
+        return Ok(Limit::None);
+    }
+    let units = [("Ki", 10), ("Mi", 20), ("Gi", 30), ("", 0)];
+    let (number, shift) = units
+        .into_iter()
+        .find_map(|(unit, shift)| Some((text.strip_suffix(unit)?, shift)))
+        .unwrap_or((text, 0));
+    let plain = number.bytes().all(|byte| byte.is_ascii_digit());
+    let number = number.parse::<u64>().ok().filter(|_| plain);
+    number
+        .and_then(|number| number.checked_mul(1 << shift))
+        .map(Limit::PerSecond)
+        .ok_or_else(|| {
+            "a whole number is needed, of bytes also with Ki, Mi or Gi, or none".to_owned()
+        })
+}
+
+impl From<Limit> for serde_json::Value {
+    fn from(limit: Limit) -> Self {
+        match limit {
+            Limit::None => Self::Null,
+            Limit::PerSecond(number) => number.into(),
+        }
+    }
+}
+
 /// `NAME=VALUE`; the value may be empty and may hold further equals signs.
 pub fn env_var(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
@@ -62,6 +98,33 @@ mod tests {
             "", "Gi", "1", "1G", "-1Gi", "0Gi", "1e3Gi", "infGi", "+1Gi", "1 Gi", "1.2.3Gi",
         ] {
             memory(bad).unwrap_err();
+        }
+    }
+
+    #[test]
+    fn limits_are_whole_numbers_with_or_without_a_unit_or_none() {
+        for (text, expected) in [
+            ("500", Limit::PerSecond(500)),
+            ("64Ki", Limit::PerSecond(65_536)),
+            ("10Mi", Limit::PerSecond(10_485_760)),
+            ("1Gi", Limit::PerSecond(1 << 30)),
+            ("none", Limit::None),
+        ] {
+            assert_eq!(limit(text), Ok(expected));
+        }
+        for bad in [
+            "",
+            "Mi",
+            "-1",
+            "+1",
+            "1.5Mi",
+            "1M",
+            "1 Mi",
+            "None",
+            "18446744073709551616",
+            "17179869184Gi",
+        ] {
+            limit(bad).unwrap_err();
         }
     }
 

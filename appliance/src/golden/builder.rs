@@ -13,7 +13,7 @@ use super::recipe::Recipe;
 use super::store::{Draft, Golden, Store};
 use crate::pool::launcher::{StartFailure, StartFailureCause};
 use crate::pool::probe::Prober;
-use crate::worker::spec::ForkPoint;
+use crate::worker::spec::{ForkPoint, RateLimits};
 use crate::worker::{LaunchRequest, Purpose, Source, Urgency, WorkerEvent};
 
 /// Writing a guest down takes as long as its memory and disk need; beyond this the disk hangs.
@@ -189,6 +189,8 @@ impl Builder {
             // All that the guest has: a golden is the appliance's own work, and pools wait for it.
             cpu_millis: u32::from(template.vcpus) * 1000,
             mem_mib: template.mem_mib,
+            // They are no part of a golden, and come with each fork of it.
+            limits: RateLimits::default(),
             purpose,
             // Somebody waits for the pool, or its sessions boot meanwhile.
             urgency: Urgency::Claim,

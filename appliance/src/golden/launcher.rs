@@ -206,6 +206,7 @@ fn request(recipe: &Recipe, source: Source, urgency: Urgency) -> LaunchRequest {
         vcpus: template.vcpus,
         cpu_millis: recipe.cpu_millis,
         mem_mib: template.mem_mib,
+        limits: recipe.limits,
         purpose: Purpose::Session {
             container: recipe.container.clone(),
             point: template.fork_point,

@@ -14,7 +14,7 @@ use crate::pool::container::{self, ImageDefaults};
 use crate::pool::probe::Probe;
 use crate::store::PoolRecord;
 use crate::vault::Vault;
-use crate::worker::spec::ForkPoint;
+use crate::worker::spec::{ForkPoint, RateLimits};
 
 /// Everything for one golden, or for one session.
 #[derive(Debug)]
@@ -26,6 +26,7 @@ pub struct Recipe {
     /// Succeeds before a golden with a running container is held.
     pub startup: Option<Probe>,
     pub cpu_millis: u32,
+    pub limits: RateLimits,
     pub root_image: File,
     /// The image stays in the cache for as long as it is made something of.
     pub _hold: Option<images::Hold>,
@@ -77,6 +78,7 @@ impl Recipes for Kitchen {
             container,
             startup: pool.probes.startup.clone(),
             cpu_millis: pool.cpu_millis,
+            limits: pool.rate_limits,
             root_image: image.open_root().map_err(|error| error.to_string())?,
             _hold: Some(hold),
         })
@@ -145,6 +147,10 @@ mod tests {
                 secret_ref: None,
             }],
             cpu_millis: alpha.cpu_millis + 250,
+            rate_limits: RateLimits {
+                disk_iops: std::num::NonZeroU64::new(100),
+                ..RateLimits::default()
+            },
             ..pool("beta")
         };
         assert_eq!(of(&alpha), of(&beta));

@@ -397,6 +397,7 @@ impl Recipes for DemoRecipes {
             container,
             startup: pool.probes.startup.clone(),
             cpu_millis: pool.cpu_millis,
+            limits: pool.rate_limits,
             root_image: tempfile::tempfile().unwrap(),
             _hold: None,
         })

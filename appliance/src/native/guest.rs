@@ -36,7 +36,7 @@ async fn run(fds: Vec<OwnedFd>, agent: &Path) -> io::Result<std::process::ExitSt
     let socket = vsock.local_addr()?.as_pathname().unwrap().to_owned();
     let mut desk = Desk::open(orders).await?;
     let (first, files) = desk.order().await?;
-    let (Order::Boot { spec } | Order::Restore { spec, .. }) = first else {
+    let (Order::Boot { spec, .. } | Order::Restore { spec, .. }) = first else {
         panic!("{first:?} and no guest")
     };
     // The disk is the last of a boot's files.

@@ -11,7 +11,7 @@ use uuid::Uuid;
 use crate::access::Grant;
 use crate::pool::probe::Probes;
 use crate::pool::{Identifier, PoolName};
-use crate::worker::spec::ForkPoint;
+use crate::worker::spec::{ForkPoint, RateLimits};
 
 /// The version of rows that this build writes, and the newest that it reads.
 pub const VERSION: u32 = 2;
@@ -110,6 +110,8 @@ pub struct PoolRecord {
     pub disk_mib: u32,
     #[serde(default)]
     pub fork_point: ForkPoint,
+    #[serde(default)]
+    pub rate_limits: RateLimits,
     pub target_port: u16,
     /// Replaces the image's entrypoint (and its command) when not empty.
     #[serde(default)]
@@ -186,7 +188,7 @@ impl PoolRecord {
                 pool.container_name.clone(),
                 pool.image_digest.clone(),
                 (pool.cpu_millis, pool.mem_mib, pool.disk_mib),
-                (pool.fork_point, pool.target_port),
+                (pool.fork_point, pool.target_port, pool.rate_limits),
                 (pool.command.clone(), pool.args.clone(), pool.env.clone()),
                 pool.probes.clone(),
                 // Sealed: `arm::properties` keeps the text of one whose value is said again.
@@ -373,6 +375,7 @@ pub mod tests {
             mem_mib: 512,
             disk_mib: DEFAULT_DISK_MIB,
             fork_point: ForkPoint::BeforeStart,
+            rate_limits: RateLimits::default(),
             target_port: 8080,
             command: vec![],
             args: vec!["--verbose".into()],

@@ -23,7 +23,7 @@ use super::orders::{FirstPages, Order, OrderError, Orders};
 use super::progress::{Progress, Script};
 use super::shell::{RunFolder, Shell, ShellMaker, private_folder};
 use super::spares::Spares;
-use super::spec::WorkerSpec;
+use super::spec::{RateLimits, WorkerSpec};
 use super::steps::Steps;
 use super::supervisor::{Start, Supervisor};
 use super::turns::{Turn, Turns};
@@ -192,7 +192,13 @@ impl WorkerHost {
             }
         };
         let script = Script::new(&request.purpose, &request.source);
-        if let Err(error) = self.order(&shell, spec, request.source, &mut steps).await {
+        let LaunchRequest {
+            source,
+            limits,
+            purpose,
+            ..
+        } = request;
+        if let Err(error) = self.order(&shell, spec, limits, source, &mut steps).await {
             let end = shell.end().await;
             return Err(match error {
                 // Its report says more.
@@ -205,7 +211,7 @@ impl WorkerHost {
         let start = Start {
             launched,
             steps: Some(steps),
-            container: request.purpose.into_container(),
+            container: purpose.into_container(),
             progress: Progress::new(script),
             turn: Some(turn),
         };
@@ -217,12 +223,13 @@ impl WorkerHost {
         &self,
         shell: &Shell,
         spec: WorkerSpec,
+        limits: RateLimits,
         source: Source,
         steps: &mut Steps,
     ) -> Result<(), LaunchError> {
         let shaped = self.warden.shape(shell.id, spec.clone());
         // Side by side: the warden sets the limits while the descriptors are made ready.
-        let prepare = async { self.prepare(&shell.disk, spec, source) };
+        let prepare = async { self.prepare(&shell.disk, spec, limits, source) };
         let (shaped, prepared) = tokio::join!(shaped, prepare);
         let (order, fds) = prepared?;
         // The guest must not run before its limits hold.
@@ -237,6 +244,7 @@ impl WorkerHost {
         &self,
         disk: &File,
         spec: WorkerSpec,
+        limits: RateLimits,
         source: Source,
     ) -> Result<(Order, Vec<OwnedFd>), LaunchError> {
         let copy = |file: &File| file.try_clone().map_err(LaunchError::Descriptor);
@@ -252,7 +260,7 @@ impl WorkerHost {
                     root_image,
                     copy(disk)?,
                 ];
-                Ok((Order::Boot { spec }, files.map(Into::into).into()))
+                Ok((Order::Boot { spec, limits }, files.map(Into::into).into()))
             }
             Source::Fork {
                 snapshot,
@@ -276,7 +284,12 @@ impl WorkerHost {
                     }
                     WorkingSet::Wanted => FirstPages::Recorded,
                 };
-                Ok((Order::Restore { spec, first_pages }, fds))
+                let order = Order::Restore {
+                    spec,
+                    limits,
+                    first_pages,
+                };
+                Ok((order, fds))
             }
         }
     }

@@ -8,7 +8,7 @@ use wire::ContainerSpec;
 
 use super::exit::WorkerExit;
 use super::orders::OrderError;
-use super::spec::{ForkPoint, WorkerSpec};
+use super::spec::{ForkPoint, RateLimits, WorkerSpec};
 use crate::guest::GuestError;
 use crate::warden::client::SpawnError;
 
@@ -19,6 +19,7 @@ pub struct LaunchRequest {
     pub vcpus: u8,
     pub cpu_millis: u32,
     pub mem_mib: u32,
+    pub limits: RateLimits,
     pub purpose: Purpose,
     pub urgency: Urgency,
 }

@@ -3,7 +3,8 @@
 use serde::{Deserialize, Serialize};
 
 pub use ::worker::spec::{
-    MAX_MEM_MIB, MAX_REPORT_BYTES, MAX_VCPUS, WorkerFd, WorkerReport, WorkerSetup, WorkerSpec,
+    MAX_MEM_MIB, MAX_REPORT_BYTES, MAX_VCPUS, RateLimits, WorkerFd, WorkerReport, WorkerSetup,
+    WorkerSpec,
 };
 
 /// When the snapshot is taken that sessions are forked from.

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
-pub use vmm::config::{MAX_MEM_MIB, MAX_VCPUS, MIN_MEM_MIB};
+pub use vmm::config::{MAX_MEM_MIB, MAX_VCPUS, MIN_MEM_MIB, RateLimits};
 
 /// The shape of one microVM, as the appliance asks for it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

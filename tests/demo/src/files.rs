@@ -12,6 +12,7 @@ use hyper::{Method, Request, Response, StatusCode};
 use tokio::fs::File;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
+use crate::query;
 use crate::reply::{self, BoxError, Reply};
 
 const CHUNK_BYTES: usize = 64 * 1024;
@@ -25,7 +26,13 @@ pub async fn answer(request: Request<Incoming>, data: &Path, name: &str) -> Repl
     };
     let done = match *request.method() {
         Method::GET => get(&path).await,
-        Method::PUT => put(&path, request.into_body()).await,
+        Method::PUT => {
+            let copies = query::number(&request, "copies", 0_u32);
+            match copies {
+                Ok(copies) => put(&path, request.into_body(), copies).await,
+                Err(refusal) => return *refusal,
+            }
+        }
         Method::DELETE => tokio::fs::remove_file(&path)
             .await
             .map(|()| reply::empty(StatusCode::NO_CONTENT))
@@ -71,7 +78,8 @@ async fn get(path: &Path) -> Result<Reply, BoxError> {
     Ok(reply)
 }
 
-async fn put(path: &Path, mut body: Incoming) -> Result<Reply, BoxError> {
+/// With copies beside it, all of them are on the disk when the answer comes.
+async fn put(path: &Path, mut body: Incoming, copies: u32) -> Result<Reply, BoxError> {
     if let Some(parent) = path.parent() {
         tokio::fs::create_dir_all(parent).await?;
     }
@@ -82,6 +90,13 @@ async fn put(path: &Path, mut body: Incoming) -> Result<Reply, BoxError> {
         }
     }
     file.flush().await?;
+    for copy in 0..copies {
+        tokio::fs::copy(path, path.with_extension(copy.to_string())).await?;
+    }
+    if copies > 0 {
+        // All of the system: a container's own file system may take no notice of `fsync`.
+        tokio::task::spawn_blocking(rustix::fs::sync).await?;
+    }
     Ok(reply::empty(StatusCode::CREATED))
 }
 

@@ -8,6 +8,7 @@ pub mod event_loop;
 pub mod gate;
 mod limited;
 pub mod power;
+pub(crate) mod rate;
 pub mod serial;
 pub mod virtio;
 

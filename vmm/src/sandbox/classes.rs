@@ -220,6 +220,10 @@ const MAKES: &[Rule] = &[
     allow(libc::SYS_epoll_ctl, "what it watches"),
     allow(libc::SYS_eventfd2, "what parks it"),
     allow(
+        libc::SYS_timerfd_create,
+        "a guest with limited rates: what wakes a device that waits",
+    ),
+    allow(
         libc::SYS_getrandom,
         "the generation id; keys of hash tables",
     ),
@@ -392,6 +396,10 @@ const SERVES: &[Rule] = &[
         "clients of the guest",
     ),
     allow(libc::SYS_epoll_ctl, "clients of the guest"),
+    allow(
+        libc::SYS_timerfd_settime,
+        "a guest with limited rates: when a device goes on",
+    ),
     allow_only(
         libc::SYS_ioctl,
         &[Only::OneOf(1, &[FIONBIO])],

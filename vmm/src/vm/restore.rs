@@ -98,6 +98,7 @@ impl Vm {
             vcpus,
             mem_mib,
             first_pages,
+            limits,
         } = config;
         let (header, mut state) =
             format::read::<State>(&state).map_err(|source| RestoreError::State { source })?;
@@ -124,6 +125,7 @@ impl Vm {
             vsock,
             console,
             serial: Some(&state.serial),
+            limits,
         };
         let (wired, event_loop) = wiring::connect(&mut blank, &memory, devices)
             .map_err(|source| RestoreError::Devices { source })?;

@@ -69,6 +69,7 @@ impl Vm {
             blocks,
             vsock,
             console,
+            limits,
         } = config;
         let memory = match memory {
             Some(file) => memory::map(file, mem_mib),
@@ -81,6 +82,7 @@ impl Vm {
             vsock,
             console,
             serial: None,
+            limits,
         };
         let (wired, event_loop) = wiring::connect(&mut blank, &memory, devices)
             .map_err(|source| StartError::Devices { source })?;

@@ -6,7 +6,10 @@ use std::time::{Duration, Instant};
 
 use crate::support::{GuestSpec, kvm};
 use vmm::boot::kernel::KernelError;
-use vmm::{BlankMachine, BlockConfig, ConfigError, Filters, ProbeError, StartError, Vm, VmConfig};
+use vmm::{
+    BlankMachine, BlockConfig, ConfigError, Filters, ProbeError, RateLimits, StartError, Vm,
+    VmConfig,
+};
 
 /// Tries to start a guest with a kernel of no use, after `change`.
 fn start(kvm: &File, change: impl FnOnce(&mut VmConfig)) -> StartError {
@@ -23,6 +26,7 @@ fn start(kvm: &File, change: impl FnOnce(&mut VmConfig)) -> StartError {
         blocks: spec.blocks,
         vsock: UnixListener::bind(dir.path().join("vsock.sock")).unwrap(),
         console: tempfile::tempfile().unwrap(),
+        limits: RateLimits::default(),
     };
     change(&mut config);
     match Vm::start(config) {

@@ -11,8 +11,8 @@ use std::time::Duration;
 
 use tempfile::TempDir;
 use vmm::{
-    BlankMachine, BlockConfig, Filters, FirstPages, RestoreConfig, RestoreError, SnapshotFiles,
-    Steps, Vm, VmConfig, VmExit, VmHandle,
+    BlankMachine, BlockConfig, Filters, FirstPages, RateLimits, RestoreConfig, RestoreError,
+    SnapshotFiles, Steps, Vm, VmConfig, VmExit, VmHandle,
 };
 
 /// Nothing here takes a second on hardware; on an emulated CPU it may take some.
@@ -208,6 +208,7 @@ impl Guest {
             blocks: spec.blocks,
             vsock: UnixListener::bind(dir.path().join("vsock.sock")).unwrap(),
             console: File::from(std::os::fd::OwnedFd::from(near)),
+            limits: RateLimits::default(),
         };
         let (vm, _) = Vm::start(config).unwrap();
         Self {
@@ -324,6 +325,7 @@ impl Snapshot {
                 None if self.recorded => FirstPages::Recorded,
                 None => FirstPages::AsNeeded,
             },
+            limits: RateLimits::default(),
         })?;
         let guest = Guest {
             vm,

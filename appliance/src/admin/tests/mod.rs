@@ -350,7 +350,7 @@ async fn pool_is_made_shown_listed_changed_and_deleted() {
 }
 
 #[tokio::test]
-async fn changed_fork_point_or_storage_makes_a_new_revision() {
+async fn changed_fork_point_storage_or_rate_limit_makes_a_new_revision() {
     let office = Office::open().await;
     let path = format!("{GROUP}/alpha");
     let revision = || office.pools.list()[0].revision;
@@ -366,7 +366,15 @@ async fn changed_fork_point_or_storage_makes_a_new_revision() {
     changed["properties"]["customContainerTemplate"]["containers"][0]["resources"]["ephemeralStorage"] =
         json!("3Gi");
     office.put(&path, &changed).await;
-    assert_ne!(revision(), second);
+    let third = revision();
+    assert_ne!(third, second);
+    changed["properties"]["rateLimits"] = json!({ "diskIops": 500, "diskBytesPerSecond": null });
+    let (_, limited) = office.put(&path, &changed).await;
+    assert_eq!(
+        limited["properties"]["rateLimits"],
+        json!({ "diskIops": 500 })
+    );
+    assert_ne!(revision(), third);
 }
 
 #[tokio::test]

@@ -6,6 +6,7 @@ mod container;
 mod lifecycle;
 mod patch;
 mod probes;
+mod rates;
 mod raw;
 mod scale;
 mod secrets;
@@ -153,6 +154,7 @@ pub fn draft(
         mem_mib: container::memory(&raw, rules)?,
         disk_mib: container::storage(&raw)?,
         fork_point: fork_point(&raw)?,
+        rate_limits: rates::read(&raw)?,
         target_port: container::target_port(&raw)?,
         command: container::command(&raw)?,
         args: container::args(&raw)?,
@@ -220,6 +222,9 @@ pub fn render(pool: &PoolRecord, shape: &Shape) -> Value {
         },
     });
     let properties = &mut body["properties"];
+    if let Some(limits) = rates::render(pool) {
+        properties[rates::RATE_LIMITS] = limits;
+    }
     if let Some(environment) = &pool.environment_id {
         properties["environmentId"] = environment.as_str().into();
     }
@@ -274,6 +279,7 @@ pub fn schema() -> Described {
                 &points,
             ),
         )
+        .property(rates::RATE_LIMITS, nullable(rates::schema()))
         .property(
             "managedIdentitySettings",
             nullable(

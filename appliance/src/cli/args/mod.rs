@@ -20,7 +20,7 @@ pub use appliance::{Appliance, Connection, Format, Group, Groups, Output};
 pub use bench::{BenchCommand, BenchDistinct, BenchFork, BenchImage};
 pub use images::{InspectImage, ListImages, PruneImages, RemoveImages};
 pub use pools::{
-    CreatePool, DeletePool, Life, LifecycleType, ListPools, PoolTarget, SecretFlags,
+    CreatePool, DeletePool, Life, LifecycleType, ListPools, PoolTarget, RateFlags, SecretFlags,
     SessionPoolCommand, UpdatePool,
 };
 pub use registry::RegistryFlags;

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand, ValueEnum};
 
 use super::{Appliance, Group, Groups, Output, RegistryFlags};
-use crate::cli::values;
+use crate::cli::values::{self, Limit};
 use crate::worker::spec::ForkPoint;
 
 #[derive(Debug, Subcommand)]
@@ -57,6 +57,8 @@ pub struct CreatePool {
     /// processes had in memory, the seeds of their own random generators among it)
     #[arg(long, value_name = "POINT", default_value_t = ForkPoint::default())]
     pub fork_point: ForkPoint,
+    #[command(flatten)]
+    pub rates: RateFlags,
     /// The port on which the container serves HTTP
     #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
     pub target_port: u16,
@@ -117,6 +119,20 @@ pub struct SecretFlags {
     pub secrets_file: Option<PathBuf>,
 }
 
+/// How much a session may do in a second.
+#[derive(Debug, Clone, Copy, Default, Args)]
+pub struct RateFlags {
+    /// Requests to its disks that a session may make in a second: 100 to 1000000, or none for no limit
+    #[arg(long, value_name = "NUMBER", value_parser = values::limit)]
+    pub disk_iops: Option<Limit>,
+    /// Bytes that a session may read from and write to its disks in a second, like 50Mi, or none for no limit
+    #[arg(long, value_name = "BYTES", value_parser = values::limit)]
+    pub disk_throughput: Option<Limit>,
+    /// Bytes that may go to a session in a second, and as many from it, like 10Mi, or none for no limit
+    #[arg(long, value_name = "BYTES", value_parser = values::limit)]
+    pub stream_throughput: Option<Limit>,
+}
+
 /// When sessions end by themselves.
 #[derive(Debug, Clone, Copy, Default, Args)]
 pub struct Life {
@@ -172,6 +188,8 @@ pub struct UpdatePool {
     /// beforeStart or afterReady, see `sessionpool create --help`
     #[arg(long, value_name = "POINT")]
     pub fork_point: Option<ForkPoint>,
+    #[command(flatten)]
+    pub rates: RateFlags,
     /// The port on which the container serves HTTP
     #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
     pub target_port: Option<u16>,

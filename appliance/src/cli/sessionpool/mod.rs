@@ -10,7 +10,9 @@ use std::io::{self, BufRead as _, IsTerminal as _, Write as _};
 use http::Method;
 use serde_json::{Map, Value, json};
 
-use super::args::{CreatePool, DeletePool, Life, LifecycleType, ListPools, PoolTarget, UpdatePool};
+use super::args::{
+    CreatePool, DeletePool, Life, LifecycleType, ListPools, PoolTarget, RateFlags, UpdatePool,
+};
 use super::client::{Payload, Wait, Whom, pool_path, pools_path};
 use super::login::Login;
 use super::output::{print, spinner, table};
@@ -206,7 +208,7 @@ fn resource(create: &CreatePool, image: &str, probes: Option<Value>) -> Value {
     let ready = create
         .ready_sessions
         .unwrap_or(DEFAULT_READY_SESSIONS.min(create.max_sessions));
-    json!({
+    let mut resource = json!({
         "location": create.location,
         "properties": {
             "poolManagementType": "Dynamic",
@@ -224,7 +226,20 @@ fn resource(create: &CreatePool, image: &str, probes: Option<Value>) -> Value {
             },
             "sessionNetworkConfiguration": { "status": create.network_status },
         },
-    })
+    });
+    if let Some(limits) = rate_limits(create.rates) {
+        resource["properties"]["rateLimits"] = limits;
+    }
+    resource
+}
+
+/// Those that were said; one that is to be none is null.
+fn rate_limits(flags: RateFlags) -> Option<Value> {
+    let mut limits = Map::new();
+    set(&mut limits, "diskIops", flags.disk_iops);
+    set(&mut limits, "diskBytesPerSecond", flags.disk_throughput);
+    set(&mut limits, "streamBytesPerSecond", flags.stream_throughput);
+    (!limits.is_empty()).then(|| limits.into())
 }
 
 /// Adds secrets to a body, that of a registry's user among them, beside those that are `kept`.
@@ -264,6 +279,7 @@ fn patch(update: &UpdatePool, pool: &Value, image: Option<String>, probes: Optio
     let mut properties = Map::new();
     let point = update.fork_point.map(|point| point.to_string());
     set(&mut properties, "forkPoint", point);
+    set(&mut properties, "rateLimits", rate_limits(update.rates));
     for (name, part) in [
         ("scaleConfiguration", scale),
         ("customContainerTemplate", template),

@@ -62,6 +62,7 @@ pub fn details(pool: &Value) -> String {
         ("registry", registry(&template["registryCredentials"])),
         ("target port", cell(&template["ingress"]["targetPort"])),
         ("fork point", cell(&properties["forkPoint"])),
+        ("rate limits", rates(&properties["rateLimits"])),
         ("max sessions", cell(&scale["maxConcurrentSessions"])),
         ("ready wanted", cell(&scale["readySessionInstances"])),
         ("lifecycle", lifecycle(properties)),
@@ -73,6 +74,22 @@ pub fn details(pool: &Value) -> String {
     ];
     rows.map(|(name, value)| format!("{name:<14}{value}\n"))
         .concat()
+}
+
+fn rates(limits: &Value) -> String {
+    let words = [
+        ("diskIops", "disk requests"),
+        ("diskBytesPerSecond", "disk bytes"),
+        ("streamBytesPerSecond", "stream bytes"),
+    ];
+    let said = words.iter().filter_map(|(name, word)| {
+        let number = limits[*name].as_u64()?;
+        Some(format!("{number} {word}"))
+    });
+    match said.collect::<Vec<_>>().join(", ") {
+        none if none.is_empty() => "-".to_owned(),
+        said => format!("{said} a second"),
+    }
 }
 
 fn registry(login: &Value) -> String {

@@ -126,6 +126,10 @@ fn update_sends_what_was_said_and_nothing_else() {
             json!({ "forkPoint": "afterReady" }),
         ),
         (
+            &["--disk-iops", "none", "--disk-throughput", "5Mi"],
+            json!({ "rateLimits": { "diskIops": null, "diskBytesPerSecond": 5_242_880 } }),
+        ),
+        (
             &["--target-port", "81"],
             json!({ "customContainerTemplate": { "ingress": { "targetPort": 81 } } }),
         ),
@@ -196,6 +200,10 @@ fn answered() -> Value {
         "afterReady",
         "--ephemeral-storage",
         "2Gi",
+        "--disk-iops",
+        "500",
+        "--stream-throughput",
+        "10Mi",
         "--ready-sessions",
         "3",
     ];
@@ -231,6 +239,7 @@ storage       2Gi
 registry      r.example as ci
 target port   80
 fork point    afterReady
+rate limits   500 disk requests, 10485760 stream bytes a second
 max sessions  10
 ready wanted  3
 lifecycle     Timed 300s

@@ -20,7 +20,7 @@ use super::exit::WorkerExit;
 use super::launch::{LaunchError, LaunchRequest, Purpose, Settings, Source, Urgency};
 use super::orders::server::{Desk, Heard};
 use super::orders::{Answer, Order};
-use super::spec::{ForkPoint, WorkerSpec};
+use super::spec::{ForkPoint, RateLimits, WorkerSpec};
 use super::{Worker, WorkerEvent, WorkerHost};
 use crate::config::Paths;
 use crate::guest::Guest;
@@ -318,11 +318,19 @@ impl Setting {
     }
 }
 
+/// Of every guest that is launched here.
+const LIMITS: RateLimits = RateLimits {
+    disk_bytes_per_second: None,
+    disk_iops: std::num::NonZeroU64::new(700),
+    stream_bytes_per_second: None,
+};
+
 fn request(source: Source, purpose: Purpose) -> LaunchRequest {
     LaunchRequest {
         source,
         vcpus: 1,
         cpu_millis: 250,
+        limits: LIMITS,
         mem_mib: 128,
         purpose,
         urgency: Urgency::Claim,

@@ -13,9 +13,18 @@ const SPEC: WorkerSpec = WorkerSpec {
     mem_mib: 128,
 };
 
+const LIMITS: RateLimits = RateLimits {
+    disk_bytes_per_second: std::num::NonZeroU64::new(1 << 40),
+    disk_iops: None,
+    stream_bytes_per_second: std::num::NonZeroU64::new(1),
+};
+
 fn all() -> [Order; 8] {
     [
-        Order::Boot { spec: SPEC },
+        Order::Boot {
+            spec: SPEC,
+            limits: LIMITS,
+        },
         restore(FirstPages::AsNeeded),
         restore(FirstPages::Prefetched),
         restore(FirstPages::Recorded),
@@ -29,6 +38,7 @@ fn all() -> [Order; 8] {
 fn restore(first_pages: FirstPages) -> Order {
     Order::Restore {
         spec: SPEC,
+        limits: RateLimits::default(),
         first_pages,
     }
 }

@@ -19,6 +19,7 @@ fn patch_changes_what_it_says_and_nothing_else() {
     full["tags"] = json!({ "a": "1", "b": "2" });
     full["properties"]["scaleConfiguration"] =
         json!({ "maxConcurrentSessions": 7, "readySessionInstances": 3 });
+    full["properties"]["rateLimits"] = json!({ "diskIops": 500, "diskBytesPerSecond": 2_000_000 });
     let pool = check(&full).unwrap();
     let probes = json!([{ "type": "Startup", "httpGet": { "port": 1 } }]);
     type Change = fn(&mut PoolRecord);
@@ -43,6 +44,16 @@ fn patch_changes_what_it_says_and_nothing_else() {
                 (pool.max_sessions, pool.ready_sessions) = (10, 0);
             },
         ),
+        (
+            json!({ "properties": { "rateLimits": { "diskIops": null, "streamBytesPerSecond": 70_000 } } }),
+            |pool| {
+                pool.rate_limits.disk_iops = None;
+                pool.rate_limits.stream_bytes_per_second = std::num::NonZeroU64::new(70_000);
+            },
+        ),
+        (json!({ "properties": { "rateLimits": null } }), |pool| {
+            pool.rate_limits = Default::default();
+        }),
         (
             json!({ "properties": { "forkPoint": "afterReady" } }),
             |pool| {

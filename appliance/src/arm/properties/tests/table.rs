@@ -79,6 +79,24 @@ fn rows() -> Vec<Row> {
                 "\"beforeStart\" or \"afterReady\"",
             ),
             row(
+                "rateLimits.diskIops",
+                json!([100, 1_000_000]),
+                json!(99),
+                "from 100 to 1000000",
+            ),
+            row(
+                "rateLimits.diskBytesPerSecond",
+                json!([1_048_576, 17_179_869_184_u64]),
+                json!(17_179_869_185_u64),
+                "from 1048576 to 17179869184",
+            ),
+            row(
+                "rateLimits.streamBytesPerSecond",
+                json!([65_536, 17_179_869_184_u64]),
+                json!("1Mi"),
+                "from 65536 to 17179869184",
+            ),
+            row(
                 "managedIdentitySettings",
                 json!([[]]),
                 json!([{ "identity": "system" }]),

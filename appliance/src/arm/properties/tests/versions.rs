@@ -41,6 +41,7 @@ pub fn full() -> Value {
     body["properties"]["containerType"] = "CustomContainer".into();
     body["properties"]["poolManagementType"] = "Dynamic".into();
     body["properties"]["forkPoint"] = "afterReady".into();
+    body["properties"]["rateLimits"] = json!({ "diskIops": 500, "diskBytesPerSecond": 2_000_000, "streamBytesPerSecond": 3_000_000 });
     body["properties"]["scaleConfiguration"] =
         json!({ "maxConcurrentSessions": 7, "readySessionInstances": 2 });
     body["properties"]["dynamicPoolConfiguration"] = json!({ "lifecycleConfiguration": { "lifecycleType": "Timed", "cooldownPeriodInSeconds": 700 } });

@@ -11,11 +11,15 @@ use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_INDIRECT_DESC;
 
 use super::disk::Disk;
-use super::request::{ID_BYTES, MAX_RANGE_SECTORS, MAX_RANGES, Refusal, Request, SECTOR, parse};
+use super::request::{
+    ID_BYTES, MAX_RANGE_SECTORS, MAX_RANGES, Parsed, Refusal, Request, SECTOR, parse,
+};
 use super::state::BlockState;
 use crate::config::BlockConfig;
+use crate::devices::event_loop::{Ready, Watcher};
 use crate::devices::limited::LogBudget;
-use crate::devices::virtio::queue::{Chain, RingError};
+use crate::devices::rate::{self, Limiter};
+use crate::devices::virtio::queue::RingError;
 use crate::devices::virtio::{Rings, VirtioDevice, Work, copy_config};
 
 const QUEUE_SIZE: u16 = 256;
@@ -23,6 +27,9 @@ const QUEUE_SIZE: u16 = 256;
 const MAX_SEGMENTS: u32 = QUEUE_SIZE as u32 - 2;
 /// Requests served before other devices get their turn.
 const REQUESTS_PER_CALL: usize = 32;
+
+/// The token of the limiter's alarm.
+const ALARM: u32 = 0;
 
 /// Bytes of `struct virtio_blk_config` up to the last field that is offered.
 const CONFIG_BYTES: usize = 60;
@@ -32,6 +39,8 @@ pub struct Block {
     disk: Disk,
     state: BlockState,
     log: LogBudget,
+    /// How much may be done in a second.
+    limiter: Option<Limiter>,
 }
 
 impl Block {
@@ -58,7 +67,14 @@ impl Block {
                 features: 0,
             },
             log: LogBudget::new(),
+            limiter: None,
         })
+    }
+
+    /// The same disk, which does no more in a second than it may.
+    pub fn limited(mut self, limiter: Option<Limiter>) -> Self {
+        self.limiter = limiter;
+        self
     }
 
     /// Writes what the disk holds now, and nothing else, to a file, with holes for zeros. The guest is paused,
@@ -67,9 +83,9 @@ impl Block {
         self.disk.flatten(to)
     }
 
-    fn serve(&mut self, chain: Chain<'_>) -> usize {
+    fn serve(&mut self, parsed: Option<Parsed<'_>>) -> usize {
         // Without a status byte there is nothing to write, which the zero length tells.
-        let Some(mut parsed) = parse(chain, &self.state) else {
+        let Some(mut parsed) = parsed else {
             return 0;
         };
         let outcome = match parsed.request {
@@ -168,6 +184,13 @@ impl VirtioDevice for Block {
         copy_config(&self.config(), offset, data);
     }
 
+    fn watch(&mut self, watcher: Watcher) -> io::Result<()> {
+        match &self.limiter {
+            Some(limiter) => limiter.watch(&watcher, ALARM),
+            None => Ok(()),
+        }
+    }
+
     fn activate(&mut self, features: u64) {
         self.state.features = features;
     }
@@ -187,7 +210,12 @@ impl VirtioDevice for Block {
             match queue.pop(memory)? {
                 Some(chain) => {
                     let head = chain.head;
-                    let written = self.serve(chain);
+                    let parsed = parse(chain, &self.state);
+                    if !rate::may(&mut self.limiter, || Parsed::cost(parsed.as_ref())) {
+                        queue.undo_pop();
+                        return Ok(Work::Done);
+                    }
+                    let written = self.serve(parsed);
                     queue.complete(memory, head, written)?;
                 }
                 None if queue.rearm(memory)? => {}
@@ -195,5 +223,18 @@ impl VirtioDevice for Block {
             }
         }
         Ok(Work::Again { queue: 0 })
+    }
+
+    /// The only descriptor that is watched is the limiter's alarm.
+    fn host_ready(
+        &mut self,
+        _token: u32,
+        _ready: Ready,
+        rings: Option<&mut Rings<'_>>,
+    ) -> Result<Work, RingError> {
+        if let Some(limiter) = &mut self.limiter {
+            limiter.rang();
+        }
+        rings.map_or(Ok(Work::Done), |rings| self.queue_ready(0, rings))
     }
 }

@@ -6,7 +6,8 @@
 //!
 //! # Threads
 //! Queue work runs on the event loop and waits for the file. A slow disk delays the other devices
-//! of the same guest, never a vCPU and never another guest.
+//! of the same guest, never a vCPU and never another guest. With a limit (`devices::rate`) the queue is left as it is
+//! while the disk waits, and a timer on the loop goes on with it.
 //!
 //! # Trust
 //! Headers, sectors, lengths and order of requests come from the guest and are checked by
@@ -31,6 +32,8 @@ mod cow_tests;
 mod device;
 mod disk;
 mod presence;
+#[cfg(test)]
+mod rate_tests;
 mod request;
 pub mod state;
 #[cfg(test)]

@@ -7,6 +7,7 @@ use virtio_bindings::virtio_blk::{
 };
 
 use super::state::BlockState;
+use crate::devices::rate::Cost;
 use crate::devices::virtio::buffers::Buffers;
 use crate::devices::virtio::queue::Chain;
 
@@ -65,6 +66,24 @@ pub enum Refusal {
 pub struct Parsed<'m> {
     pub request: Result<Request<'m>, Refusal>,
     pub status: Buffers<'m>,
+}
+
+impl Parsed<'_> {
+    /// What it takes to carry the request out. One that is refused is an operation all the same: it was looked at.
+    pub fn cost(parsed: Option<&Self>) -> Cost {
+        let (bytes, operations) = match parsed.map(|parsed| &parsed.request) {
+            Some(Ok(Request::Read { to: buffers, .. } | Request::Write { from: buffers, .. })) => {
+                (buffers.len(), 1)
+            }
+            // Each is a call to the host of its own.
+            Some(Ok(Request::Zero { ranges })) => (0, ranges.len() as u64),
+            Some(Ok(Request::Flush | Request::Identify { .. }) | Err(_)) | None => (0, 1),
+        };
+        Cost {
+            operations,
+            ..Cost::bytes(bytes)
+        }
+    }
 }
 
 /// Takes a chain apart. `None` if it has no byte for the outcome, so that nobody could be told.

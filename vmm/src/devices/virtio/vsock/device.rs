@@ -6,10 +6,11 @@ use std::os::unix::net::UnixListener;
 use virtio_bindings::virtio_ids::VIRTIO_ID_VSOCK;
 use vm_memory::VolatileSlice;
 
-use super::muxer::{Muxer, Offer};
+use super::muxer::{FREE_TOKEN, Muxer, Offer};
 use super::packet::{HEADER_BYTES, Header};
 use super::state::VsockState;
 use crate::devices::event_loop::{Ready, Watcher};
+use crate::devices::rate::{self, Cost, Limiter};
 use crate::devices::virtio::buffers::Buffers;
 use crate::devices::virtio::queue::{Chain, ChainFault, RingError, VirtQueue};
 use crate::devices::virtio::state::DeviceState;
@@ -30,6 +31,10 @@ const TX_PER_CALL: usize = 64;
 /// Receive buffers filled before other devices, and events of other clients, get their turn.
 const BUFFERS_PER_CALL: usize = 64;
 
+/// The tokens of the limiters' alarms.
+const SEND_ALARM: u32 = FREE_TOKEN;
+const RECEIVE_ALARM: u32 = FREE_TOKEN + 1;
+
 /// What a restored guest has to be told before anything else.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Reset {
@@ -46,6 +51,10 @@ enum Reset {
 pub struct Vsock {
     muxer: Muxer,
     reset: Reset,
+    /// How much the guest may send in a second.
+    send: Option<Limiter>,
+    /// How much it may be sent.
+    receive: Option<Limiter>,
 }
 
 /// A receive buffer, cut where the payload begins.
@@ -89,7 +98,16 @@ impl Vsock {
         Ok(Self {
             muxer: Muxer::new(VsockState::new(guest_cid), listener)?,
             reset: Reset::Done,
+            send: None,
+            receive: None,
         })
+    }
+
+    /// The same device, through which no more goes in a second than may.
+    pub fn limited(mut self, send: Option<Limiter>, receive: Option<Limiter>) -> Self {
+        self.send = send;
+        self.receive = receive;
+        self
     }
 
     /// What could be saved of the device.
@@ -103,6 +121,12 @@ impl Vsock {
         for _ in 0..TX_PER_CALL {
             match queue.pop(memory)? {
                 Some(mut chain) => {
+                    // With the header, so that packets without payload are counted as well.
+                    let cost = || Cost::bytes(chain.readable.len());
+                    if !rate::may(&mut self.send, cost) {
+                        queue.undo_pop();
+                        return Ok(Work::Done);
+                    }
                     // What is too short for a header names no connection that could be told.
                     if let Some(bytes) = chain.readable.take::<HEADER_BYTES>() {
                         self.muxer
@@ -160,6 +184,10 @@ impl Vsock {
             if !self.muxer.has_offers() {
                 return Ok(Work::Done);
             }
+            // How much a client has is known when it was read: it is paid for afterwards.
+            if !rate::may(&mut self.receive, Cost::default) {
+                return Ok(Work::Done);
+            }
             let Some(chain) = queue.pop(memory)? else {
                 if !queue.rearm(memory)? {
                     return Ok(Work::Done);
@@ -171,6 +199,7 @@ impl Vsock {
             match self.muxer.next_offer() {
                 Some(Offer::Packet(header)) => {
                     slot.finish(queue, memory, header)?;
+                    self.received(HEADER_BYTES);
                     filled += 1;
                 }
                 Some(Offer::Data { token, room, burst }) => {
@@ -226,9 +255,17 @@ impl Vsock {
             // A receive buffer is far below 4 GiB: its descriptors were summed up in 32 bits.
             let len = u32::try_from(count).unwrap_or(u32::MAX);
             slot.finish(queue, memory, Header { len, ..header })?;
+            self.received(HEADER_BYTES + count);
             filled += 1;
         }
         Ok(filled)
+    }
+
+    /// Counts what the guest was sent.
+    fn received(&self, bytes: usize) {
+        if let Some(limiter) = &self.receive {
+            limiter.spend(Cost::bytes(bytes));
+        }
     }
 }
 
@@ -254,6 +291,11 @@ impl VirtioDevice for Vsock {
     }
 
     fn watch(&mut self, watcher: Watcher) -> io::Result<()> {
+        for (limiter, token) in [(&self.send, SEND_ALARM), (&self.receive, RECEIVE_ALARM)] {
+            if let Some(limiter) = limiter {
+                limiter.watch(&watcher, token)?;
+            }
+        }
         self.muxer.watch(watcher)
     }
 
@@ -303,7 +345,20 @@ impl VirtioDevice for Vsock {
         ready: Ready,
         rings: Option<&mut Rings<'_>>,
     ) -> Result<Work, RingError> {
-        self.muxer.on_host(token, ready);
+        let limiter = match token {
+            SEND_ALARM => &mut self.send,
+            RECEIVE_ALARM => &mut self.receive,
+            _ => {
+                self.muxer.on_host(token, ready);
+                &mut None
+            }
+        };
+        if let Some(limiter) = limiter {
+            limiter.rang();
+        }
+        if token == SEND_ALARM {
+            return rings.map_or(Ok(Work::Done), |rings| self.queue_ready(TX, rings));
+        }
         rings.map_or(Ok(Work::Done), |rings| self.deliver(rings))
     }
 }

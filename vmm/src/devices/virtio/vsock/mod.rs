@@ -13,7 +13,8 @@
 //!
 //! # Threads
 //! Queue work and host sockets run on the event loop. vCPU threads only ring doorbells (ioeventfd),
-//! so a slow client can never hold a vCPU.
+//! so a slow client can never hold a vCPU. With a limit (`devices::rate`), each direction on its own waits for a timer on the
+//! loop.
 //!
 //! # Trust
 //! Every descriptor, header and length comes from the guest and may be hostile. A bad packet closes

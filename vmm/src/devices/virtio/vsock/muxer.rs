@@ -20,6 +20,8 @@ use crate::devices::virtio::buffers::Buffers;
 
 /// The listener's token; clients' tokens are below it.
 const LISTENER: u32 = TOKENS;
+/// From here on tokens are the device's.
+pub const FREE_TOKEN: u32 = LISTENER + 1;
 
 /// Connections that the guest asked for and nobody on the host has accepted yet.
 pub const MAX_HELD: usize = 8;

@@ -8,6 +8,7 @@ mod connecting;
 mod data;
 mod ending;
 mod hostile;
+mod rates;
 mod restoring;
 
 use std::io::{self, Read, Write};
@@ -51,9 +52,15 @@ type Packet = (Header, Vec<u8>);
 impl Guest {
     /// Without a driver.
     fn bare() -> Self {
+        Self::with(|device| device)
+    }
+
+    /// Without a driver, and with what `change` makes of the device.
+    fn with(change: impl FnOnce(Vsock) -> Vsock) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let listener = UnixListener::bind(directory.path().join("vsock.sock")).unwrap();
-        let machine = Machine::new(Box::new(Vsock::new(CID, listener).unwrap()));
+        let device = change(Vsock::new(CID, listener).unwrap());
+        let machine = Machine::new(Box::new(device));
         let mut event_loop = EventLoop::new().unwrap();
         machine.transport.attach_alone(&mut event_loop);
         Self {
