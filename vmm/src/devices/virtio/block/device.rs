@@ -5,14 +5,16 @@ use std::io::{self, Seek, SeekFrom};
 
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX,
-    VIRTIO_BLK_F_WRITE_ZEROES, VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK, VIRTIO_BLK_S_UNSUPP,
+    VIRTIO_BLK_F_SIZE_MAX, VIRTIO_BLK_F_WRITE_ZEROES, VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK,
+    VIRTIO_BLK_S_UNSUPP,
 };
 use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_INDIRECT_DESC;
 
 use super::disk::Disk;
 use super::request::{
-    ID_BYTES, MAX_RANGE_SECTORS, MAX_RANGES, Parsed, Refusal, Request, SECTOR, parse,
+    ID_BYTES, MAX_RANGE_SECTORS, MAX_RANGES, MAX_SEGMENT_BYTES, MAX_SEGMENTS, Parsed, QUEUE_SIZE,
+    Refusal, Request, SECTOR, parse,
 };
 use super::state::BlockState;
 use crate::config::BlockConfig;
@@ -22,11 +24,10 @@ use crate::devices::rate::{self, Limiter};
 use crate::devices::virtio::queue::RingError;
 use crate::devices::virtio::{Rings, VirtioDevice, Work, copy_config};
 
-const QUEUE_SIZE: u16 = 256;
-/// Pieces of one request: the queue's length without header and status.
-const MAX_SEGMENTS: u32 = QUEUE_SIZE as u32 - 2;
 /// Requests served before other devices get their turn.
 const REQUESTS_PER_CALL: usize = 32;
+/// No further request is begun when so many bytes have been moved.
+const BYTES_PER_CALL: u64 = 16 << 20;
 
 /// The token of the limiter's alarm.
 const ALARM: u32 = 0;
@@ -141,6 +142,7 @@ impl Block {
         let mut config = [0; CONFIG_BYTES];
         let mut put = |at: usize, bytes: &[u8]| config[at..at + bytes.len()].copy_from_slice(bytes);
         put(0, &self.state.capacity.to_le_bytes());
+        put(8, &MAX_SEGMENT_BYTES.to_le_bytes());
         put(12, &MAX_SEGMENTS.to_le_bytes());
         if !self.state.read_only {
             let ranges = u32::try_from(MAX_RANGES).unwrap_or(1).to_le_bytes();
@@ -169,7 +171,9 @@ impl VirtioDevice for Block {
     }
 
     fn features(&self) -> u64 {
-        let common = 1 << VIRTIO_RING_F_INDIRECT_DESC | 1 << VIRTIO_BLK_F_SEG_MAX;
+        let common = 1 << VIRTIO_RING_F_INDIRECT_DESC
+            | 1 << VIRTIO_BLK_F_SIZE_MAX
+            | 1 << VIRTIO_BLK_F_SEG_MAX;
         if self.state.read_only {
             common | 1 << VIRTIO_BLK_F_RO
         } else {
@@ -206,16 +210,22 @@ impl VirtioDevice for Block {
     fn queue_ready(&mut self, _queue: usize, rings: &mut Rings<'_>) -> Result<Work, RingError> {
         let Rings { memory, queues } = rings;
         let queue = &mut queues[0];
+        let mut moved = 0;
         for _ in 0..REQUESTS_PER_CALL {
+            if moved >= BYTES_PER_CALL {
+                break;
+            }
             match queue.pop(memory)? {
                 Some(chain) => {
                     let head = chain.head;
                     let parsed = parse(chain, &self.state);
-                    if !rate::may(&mut self.limiter, || Parsed::cost(parsed.as_ref())) {
+                    let cost = Parsed::cost(parsed.as_ref());
+                    if !rate::may(&mut self.limiter, || cost) {
                         queue.undo_pop();
                         return Ok(Work::Done);
                     }
                     let written = self.serve(parsed);
+                    moved += cost.bytes;
                     queue.complete(memory, head, written)?;
                 }
                 None if queue.rearm(memory)? => {}

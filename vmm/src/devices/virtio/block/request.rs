@@ -11,12 +11,21 @@ use crate::devices::rate::Cost;
 use crate::devices::virtio::buffers::Buffers;
 use crate::devices::virtio::queue::Chain;
 
+/// Descriptors of the queue.
+pub const QUEUE_SIZE: u16 = 256;
 /// The unit of every address, whatever the block size is.
 pub const SECTOR: u64 = 512;
 /// Segments of one discard or write-zeroes request.
 pub const MAX_RANGES: usize = 16;
 /// Sectors of one such segment: 1 GiB.
 pub const MAX_RANGE_SECTORS: u32 = 1 << 21;
+/// Bytes of one segment of a read or a write: what the driver is told, and Linux keeps to.
+pub const MAX_SEGMENT_BYTES: u32 = 64 << 10;
+/// Segments of one request: the queue's length without header and status.
+pub const MAX_SEGMENTS: u32 = QUEUE_SIZE as u32 - 2;
+/// Bytes that one request moves at most, 16 MiB less a little: all of these segments. Without it a chain of descriptors
+/// that overlap would have the device thread move 4 GiB before anybody else gets a turn.
+pub const MAX_REQUEST_BYTES: usize = MAX_SEGMENTS as usize * MAX_SEGMENT_BYTES as usize;
 /// Bytes that a device identifier has.
 pub const ID_BYTES: usize = VIRTIO_BLK_ID_BYTES as usize;
 
@@ -112,7 +121,7 @@ fn parse_request<'m>(
     let sector = u64::from_le_bytes(sector);
     match kind {
         VIRTIO_BLK_T_IN => {
-            let Range { offset, .. } = span(sector, writable.len(), state)?;
+            let Range { offset, .. } = transfer(sector, writable.len(), state)?;
             Ok(Request::Read {
                 offset,
                 to: writable,
@@ -120,7 +129,7 @@ fn parse_request<'m>(
         }
         VIRTIO_BLK_T_OUT => {
             check_writable(state)?;
-            let Range { offset, .. } = span(sector, readable.len(), state)?;
+            let Range { offset, .. } = transfer(sector, readable.len(), state)?;
             Ok(Request::Write {
                 offset,
                 from: readable,
@@ -146,6 +155,14 @@ fn check_writable(state: &BlockState) -> Result<(), Refusal> {
     } else {
         Ok(())
     }
+}
+
+/// As [`span`], of bytes that are moved.
+fn transfer(sector: u64, len: usize, state: &BlockState) -> Result<Range, Refusal> {
+    if len > MAX_REQUEST_BYTES {
+        return Err(Refusal::Error);
+    }
+    span(sector, len, state)
 }
 
 /// Checks that `len` bytes from `sector` are whole sectors of this disk.

@@ -93,6 +93,7 @@ fn configuration_tells_capacity_and_limits() {
     let (mut machine, _) = machine(false);
     assert_eq!(machine.read(0x100), 64);
     assert_eq!(machine.read(0x104), 0);
+    assert_eq!(machine.read(0x108), 64 << 10);
     assert_eq!(machine.read(0x10c), 254);
     assert_eq!(machine.read(0x124), 1 << 21);
 }
@@ -172,8 +173,52 @@ fn many_segments_are_moved_whole() {
     assert_eq!(machine.get(BUFFER + 247 * 128, 128), [62; 128]);
 }
 
+/// A disk that is larger than any request.
+fn large() -> Machine {
+    let file = tempfile::tempfile().unwrap();
+    file.set_len(8 << 30).unwrap();
+    Machine::started(Box::new(block(file, false)))
+}
+
 #[test]
-fn read_only_disk_is_never_written_whatever_the_driver_asks() {
+fn firecracker_5762_disk_request_of_overlapping_descriptors_moves_no_more_than_the_limit() {
+    let mut machine = large();
+    machine.put(BUFFER, &[0x5a; 4096]);
+    for kind in [IN, OUT] {
+        let writable = kind == IN;
+        // 2 GiB of a guest that has 16 MiB.
+        let data = [(BUFFER, 8 << 20, writable); 250];
+        assert_eq!(request(&mut machine, kind, 0, &data), (IO_ERROR, 1));
+        assert_eq!(machine.get(BUFFER, 4096), [0x5a; 4096]);
+        // A sector more than the largest request there is, and that one.
+        let mut data = vec![(BUFFER, 64 << 10, writable); 253];
+        data.push((BUFFER, (64 << 10) + 512, writable));
+        assert_eq!(request(&mut machine, kind, 0, &data), (IO_ERROR, 1));
+    }
+    let data = [(BUFFER, 64 << 10, true); 254];
+    let all = 254 * (64 << 10) + 1;
+    assert_eq!(request(&mut machine, IN, 0, &data), (OK, all));
+}
+
+#[test]
+fn turn_of_a_disk_ends_when_enough_bytes_have_been_moved() {
+    let mut machine = large();
+    machine.put(HEADER, &[0; 16]);
+    for _ in 0..6 {
+        machine.queues[0].add(&[
+            (HEADER, 16, false),
+            (BUFFER, 8 << 20, true),
+            (STATUS, 1, true),
+        ]);
+    }
+    machine.interrupts();
+    machine.serve(0);
+    assert_eq!(machine.queues[0].used().len(), 6);
+    assert_eq!(machine.interrupts(), 3, "one for each turn");
+}
+
+#[test]
+fn cve_2026_24834_cve_2026_46695_read_only_disk_is_never_written_whatever_the_driver_asks() {
     let (mut machine, file) = machine(true);
     let before = content(&file);
     machine.put(BUFFER, &[0xab; 512]);
