@@ -269,7 +269,7 @@ mod tests {
     }
 
     #[test]
-    fn link_in_the_place_of_a_folder_is_refused() {
+    fn cve_2026_1386_link_in_the_place_of_a_folder_is_refused() {
         let (root, paths) = paths();
         std::fs::create_dir_all(&paths.state).unwrap();
         let outside = root.path().join("outside");

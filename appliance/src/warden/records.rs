@@ -338,7 +338,7 @@ mod tests {
     }
 
     #[test]
-    fn link_in_the_place_of_the_folder_or_of_a_record_is_not_followed() {
+    fn cve_2026_1386_link_in_the_place_of_the_folder_or_of_a_record_is_not_followed() {
         let outside = tempfile::tempdir().unwrap();
         let state = tempfile::tempdir().unwrap();
         let link = state.path().join("warden");

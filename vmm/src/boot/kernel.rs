@@ -121,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn damaged_file_is_refused() {
+    fn cve_2022_23523_ghsa_52h2_m2cf_9jh6_damaged_file_is_refused() {
         type Damage = fn(&mut Vec<u8>);
         let damages: [(&str, Damage); 6] = [
             ("no ELF magic", |bytes| bytes[0] = 0),

@@ -287,7 +287,7 @@ mod tests {
     }
 
     #[test]
-    fn guest_that_prints_for_ever_writes_no_more_than_the_limit() {
+    fn cve_2020_27174_guest_that_prints_for_ever_writes_no_more_than_the_limit() {
         let sink = Sink::default();
         let mut serial = Serial::new(sink.clone(), 1000, None);
         for _ in 0..10_000 {
@@ -324,7 +324,7 @@ mod tests {
     }
 
     #[test]
-    fn restored_port_finishes_the_line_and_keeps_registers_and_interrupt() {
+    fn firecracker_5764_restored_port_finishes_the_line_and_keeps_registers_and_interrupt() {
         let (first, second) = (Sink::default(), Sink::default());
         let event = EventFd::new(libc::EFD_NONBLOCK).unwrap();
         let mut serial = Serial::new(first.clone(), 1000, Some(event));

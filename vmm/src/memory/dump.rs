@@ -125,7 +125,7 @@ mod tests {
     }
 
     #[test]
-    fn memory_above_the_hole_follows_in_the_file() {
+    fn firecracker_5705_memory_above_the_hole_follows_in_the_file() {
         let mem_mib = 3072 + 2;
         let memory = map(create(mem_mib).unwrap(), mem_mib).unwrap();
         memory

@@ -68,7 +68,7 @@ mod tests {
     }
 
     #[test]
-    fn list_beyond_its_bound_is_refused() {
+    fn cve_2023_50711_list_beyond_its_bound_is_refused() {
         let bytes = postcard::to_stdvec(&[1_u16, 2, 3, 4][..]).unwrap();
         let error = postcard::from_bytes::<Few>(&bytes);
         assert_eq!(error, Err(postcard::Error::SerdeDeCustom));
@@ -83,7 +83,7 @@ mod tests {
     }
 
     #[test]
-    fn list_without_a_promised_length_is_held_to_the_bound() {
+    fn cve_2023_50711_list_without_a_promised_length_is_held_to_the_bound() {
         let read = |count: u16| {
             let entries = (0..count).filter(|_| true);
             bounded::<_, u16, 3>(SeqDeserializer::<_, ValueError>::new(entries))

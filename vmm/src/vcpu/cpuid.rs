@@ -235,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn nested_virtualisation_is_hidden() {
+    fn cve_2026_23401_nested_virtualisation_is_hidden() {
         assert_eq!(filtered(1, 0, 0, 1).ecx & ECX1_VMX, 0);
         assert_eq!(filtered(0x8000_0001, 0, 0, 1).ecx & ECX8_1_SVM, 0);
         assert_eq!(filtered(0x8000_000a, 0, 0, 1).eax, 0);

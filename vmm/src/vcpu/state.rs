@@ -68,20 +68,26 @@ pub struct Registers {
 impl Registers {
     /// Asks KVM. The size of the extended registers is that of all that this process may use.
     pub fn of(kvm: &Kvm, vm: &VmFd) -> Result<Self, kvm_ioctls::Error> {
-        let mut msrs = kvm.get_msr_index_list()?.as_slice().to_vec();
-        for index in std::iter::once(MSR_XSS).chain(KVM_MSRS) {
-            if !msrs.contains(&index) {
-                msrs.push(index);
-            }
-        }
-        // Both are set on their own, see above.
-        msrs.retain(|index| ![MSR_TSC, MSR_TSC_DEADLINE].contains(index));
+        let msrs = saved_msrs(kvm.get_msr_index_list()?.as_slice());
         let bytes = usize::try_from(vm.check_extension_int(Cap::Xsave2)).unwrap_or(0);
         Ok(Self {
             msrs,
             xsave_words: bytes.div_ceil(4).max(XSAVE_WORDS),
         })
     }
+}
+
+/// What is saved where the kernel lists these.
+fn saved_msrs(listed: &[u32]) -> Vec<u32> {
+    let mut msrs = listed.to_vec();
+    for index in std::iter::once(MSR_XSS).chain(KVM_MSRS) {
+        if !msrs.contains(&index) {
+            msrs.push(index);
+        }
+    }
+    // Both are set on their own, see above.
+    msrs.retain(|index| ![MSR_TSC, MSR_TSC_DEADLINE].contains(index));
+    msrs
 }
 
 /// A vCPU that was read, and what all vCPUs of a microVM have in common.
@@ -302,4 +308,30 @@ pub(super) fn write_msrs(fd: &VcpuFd, msrs: &[Msr]) -> Result<usize, kvm_ioctls:
     let entries: Vec<_> = msrs.iter().map(|msr| entry(msr.index, msr.value)).collect();
     let msrs = Msrs::from_entries(&entries).map_err(no_memory)?;
     fd.set_msrs(&msrs)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn firecracker_5738_5972_registers_that_the_kernel_does_not_list_are_saved_all_the_same() {
+        const EFER: u32 = 0xc000_0080;
+        let all: Vec<u32> = std::iter::once(MSR_XSS).chain(KVM_MSRS).collect();
+        for listed in [&[EFER][..], &[EFER, 0x4b56_4d01, MSR_XSS], &all] {
+            let saved = saved_msrs(listed);
+            for index in &all {
+                let times = saved.iter().filter(|saved| *saved == index).count();
+                assert_eq!(times, 1, "{index:#x} of {listed:x?}");
+            }
+        }
+        assert!(saved_msrs(&[EFER]).contains(&EFER));
+    }
+
+    #[test]
+    fn counter_and_deadline_are_never_among_the_registers_that_are_set_in_any_order() {
+        let saved = saved_msrs(&[MSR_TSC, 0x174, MSR_TSC_DEADLINE]);
+        assert!(!saved.contains(&MSR_TSC) && !saved.contains(&MSR_TSC_DEADLINE));
+        assert!(saved.contains(&0x174));
+    }
 }

@@ -326,6 +326,8 @@ impl MmioTransport {
     reason = "the numbers of tests are small"
 )]
 mod tests {
+    use std::sync::mpsc;
+
     use super::*;
     use crate::devices::virtio::testing::*;
     use crate::devices::virtio::{Rings, Work, copy_config};
@@ -406,7 +408,7 @@ mod tests {
     }
 
     #[test]
-    fn steps_out_of_order_change_nothing() {
+    fn firecracker_5818_steps_out_of_order_change_nothing() {
         for first in 1..=0xff {
             let (mut machine, echo) = new();
             machine.write(VIRTIO_MMIO_STATUS, first);
@@ -478,7 +480,7 @@ mod tests {
     }
 
     #[test]
-    fn queue_registers_after_the_start_are_not_taken() {
+    fn cve_2026_5747_queue_registers_after_the_start_are_not_taken() {
         let (mut machine, _) = started();
         let before = machine.transport.state.queues.clone();
         for queue in 0..3 {
@@ -538,7 +540,7 @@ mod tests {
     }
 
     #[test]
-    fn queue_sizes_that_divide_by_zero_elsewhere_ask_for_a_reset() {
+    fn mvm_1861_queue_sizes_that_divide_by_zero_elsewhere_ask_for_a_reset() {
         for size in [0, 3, 17, 32, 0x1_0000, u32::MAX] {
             let (mut machine, echo) = new();
             machine.negotiate(V1);
@@ -597,7 +599,7 @@ mod tests {
     }
 
     #[test]
-    fn reset_with_requests_waiting_leaves_them_untouched() {
+    fn cve_2026_45782_reset_with_requests_waiting_leaves_them_untouched() {
         let (mut machine, echo) = started();
         machine.queues[0].add(&[(DATA, 4, true)]);
         machine.write(VIRTIO_MMIO_STATUS, 0);
@@ -611,8 +613,66 @@ mod tests {
         assert_eq!((seen.chains, seen.resets), (0, 1));
     }
 
+    /// In the middle of a request until it is let go on.
+    struct Slow {
+        begun: mpsc::Sender<()>,
+        go_on: mpsc::Receiver<()>,
+    }
+
+    impl VirtioDevice for Slow {
+        fn name(&self) -> &'static str {
+            "slow"
+        }
+        fn device_type(&self) -> u32 {
+            42
+        }
+        fn queue_max_sizes(&self) -> &'static [u16] {
+            &[16]
+        }
+        fn features(&self) -> u64 {
+            0
+        }
+        fn read_config(&self, offset: u64, data: &mut [u8]) {
+            copy_config(&[], offset, data);
+        }
+        fn activate(&mut self, _features: u64) {}
+        fn reset(&mut self) {}
+        fn queue_ready(&mut self, queue: usize, rings: &mut Rings<'_>) -> Result<Work, RingError> {
+            if let Some(mut chain) = rings.queues[queue].pop(rings.memory)? {
+                self.begun.send(()).unwrap();
+                self.go_on.recv().unwrap();
+                let written = chain.writable.copy_in(&[9; 4]);
+                rings.queues[queue].complete(rings.memory, chain.head, written)?;
+            }
+            Ok(Work::Done)
+        }
+    }
+
     #[test]
-    fn configuration_reads_with_any_width_at_any_offset() {
+    fn cve_2026_45782_reset_waits_for_the_request_in_progress() {
+        let (begun, has_begun) = mpsc::channel();
+        let (let_go, go_on) = mpsc::channel();
+        let mut machine = Machine::started(Box::new(Slow { begun, go_on }));
+        machine.queues[0].add(&[(DATA, 4, true)]);
+        let runner = Arc::clone(&machine.transport.runner);
+        let request = std::thread::spawn(move || runner.serve(0));
+        has_begun.recv().unwrap();
+        let (done, is_done) = mpsc::channel();
+        let reset = std::thread::spawn(move || {
+            machine.write(VIRTIO_MMIO_STATUS, 0);
+            // What the request was to fill is filled, and from here on it is the driver's alone.
+            done.send(machine.get(DATA, 4)).unwrap();
+        });
+        let early = is_done.recv_timeout(std::time::Duration::from_millis(50));
+        assert_eq!(early, Err(mpsc::RecvTimeoutError::Timeout));
+        let_go.send(()).unwrap();
+        assert_eq!(is_done.recv().unwrap(), [9; 4]);
+        reset.join().unwrap();
+        request.join().unwrap();
+    }
+
+    #[test]
+    fn cloud_hypervisor_mmio_configuration_reads_with_any_width_at_any_offset() {
         let (mut machine, _) = new();
         for width in 0..=16 {
             for offset in 0..12 {
@@ -630,7 +690,7 @@ mod tests {
     }
 
     #[test]
-    fn registers_read_as_zero_with_the_wrong_width() {
+    fn cloud_hypervisor_mmio_registers_read_as_zero_with_the_wrong_width() {
         let (mut machine, _) = new();
         for (offset, width) in [(0, 1), (0, 2), (0, 8), (2, 4), (1, 4), (0xfe, 4)] {
             let mut data = vec![0xaa; width];

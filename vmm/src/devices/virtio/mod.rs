@@ -15,6 +15,8 @@ pub mod block;
 mod buffers;
 mod iovec;
 pub mod mmio;
+#[cfg(test)]
+mod published_tests;
 pub mod queue;
 #[cfg(test)]
 mod restore_tests;

@@ -132,6 +132,12 @@ impl DriverQueue {
         self.memory.write_obj(index, GuestAddress(at)).unwrap();
     }
 
+    /// When a driver with event indices rings: the device asks for a doorbell once this index is passed.
+    pub fn avail_event(&self) -> u16 {
+        let at = self.base + USED + 4 + u64::from(self.size) * 8;
+        self.memory.read_obj(GuestAddress(at)).unwrap()
+    }
+
     /// Adds an honest chain. Gives its head.
     pub fn add(&mut self, pieces: &[Piece]) -> u16 {
         let head = self.next_descriptor;

@@ -134,7 +134,7 @@ fn kernel_on_two_processors_goes_on_for_generations_and_learns_each_time_that_it
 }
 
 #[test]
-fn kernel_that_was_paused_for_a_minute_reports_no_lockup_and_its_clock_went_on() {
+fn firecracker_5494_kernel_that_was_paused_for_a_minute_reports_no_lockup_and_its_clock_went_on() {
     let Some(guest) = boot("tick", |spec| spec.vcpus = 2) else {
         return;
     };
@@ -182,7 +182,7 @@ fn serial_output_goes_on_where_a_snapshot_cut_it() {
 }
 
 #[test]
-fn disk_of_a_paused_guest_does_not_change() {
+fn firecracker_2193_disk_of_a_paused_guest_does_not_change() {
     let Some(kvm) = kvm() else { return };
     let disk = tempfile::tempfile().unwrap();
     disk.set_len(1 << 20).unwrap();

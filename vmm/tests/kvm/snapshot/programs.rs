@@ -212,7 +212,7 @@ fn counting_guest_survives_a_hundred_generations_of_restore_and_save() {
 }
 
 #[test]
-fn snapshot_is_not_changed_by_the_guests_that_start_from_it() {
+fn cve_2026_24834_snapshot_is_not_changed_by_the_guests_that_start_from_it() {
     let Some(kvm) = kvm() else { return };
     let code = endless(&[TO_SERIAL], &[COUNT, SAY_LINE]);
     let guest = Guest::start(kvm.try_clone().unwrap(), spec(&code));

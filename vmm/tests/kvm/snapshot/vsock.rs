@@ -35,7 +35,8 @@ impl Echo {
 }
 
 #[test]
-fn listening_socket_survives_a_restore_old_connections_are_reset_and_new_ones_work() {
+fn firecracker_5688_5882_5958_6100_listening_socket_survives_a_restore_old_connections_are_reset_and_new_ones_work()
+ {
     let Some(kvm) = kvm() else { return };
     let Some(original) = boot("echo", |_| ()) else {
         return;

@@ -122,7 +122,7 @@ mod tests {
     }
 
     #[test]
-    fn overlapping_descriptors_get_no_more_than_the_limit() {
+    fn firecracker_5762_overlapping_descriptors_get_no_more_than_the_limit() {
         let mut machine = Machine::started(Box::new(Rng::new()));
         machine.queues[0].add(&[(DATA, 8 << 20, true); 60]);
         machine.serve(0);

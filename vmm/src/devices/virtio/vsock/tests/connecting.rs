@@ -158,7 +158,7 @@ fn listener_that_shut_its_side_down_still_gets_its_connection() {
 }
 
 #[test]
-fn guest_cannot_have_more_than_a_few_connections_held() {
+fn mvm_1861_guest_cannot_have_more_than_a_few_connections_held() {
     let mut guest = Guest::new();
     for port in 0..MAX_HELD as u32 + 3 {
         guest.control(Op::Request, 1024, port);

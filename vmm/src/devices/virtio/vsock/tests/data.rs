@@ -15,7 +15,7 @@ fn bytes_go_both_ways() {
 }
 
 #[test]
-fn header_and_payload_may_be_cut_anywhere() {
+fn cve_2019_18960_header_and_payload_may_be_cut_anywhere() {
     let mut guest = Guest::new();
     let (mut client, host) = guest.connected(80);
     let header = Header {
@@ -83,7 +83,7 @@ fn host_does_not_send_more_than_the_guest_has_room_for() {
 }
 
 #[test]
-fn guest_without_receive_buffers_gets_everything_once_it_has_some() {
+fn cve_2020_16843_guest_without_receive_buffers_gets_everything_once_it_has_some() {
     let mut guest = Guest::without_buffers();
     let mut client = guest.client("CONNECT 80\n");
     guest.settle();
@@ -184,4 +184,23 @@ fn connections_take_turns() {
         .map(|(header, _)| header.dst_port)
         .collect();
     assert_ne!(ports[0], ports[1], "{ports:?}");
+}
+
+/// A driver with event indices rings for what the device has asked for, and for nothing else.
+#[test]
+fn cve_2020_16843_device_that_runs_out_of_receive_buffers_asks_for_a_doorbell_each_time() {
+    let mut guest = Guest::without_buffers();
+    let mut client = guest.client("CONNECT 80\n");
+    assert_eq!(guest.machine.queues[RX].avail_event(), 0);
+    guest.give_buffers(1);
+    let host = op_of(&guest.taken().pop().unwrap(), Op::Request).src_port;
+    guest.control(Op::Response, host, 80);
+    line(&mut client);
+    for given in 1..200 {
+        client.write_all(b"x").unwrap();
+        guest.settle();
+        assert_eq!(guest.machine.queues[RX].avail_event(), given);
+        guest.give_buffers(1);
+        assert_eq!(guest.taken().len(), 1);
+    }
 }

@@ -137,3 +137,33 @@ fn connections_that_come_and_go_leave_nothing_behind() {
     }
     guest.connected(80);
 }
+
+#[test]
+fn microsandbox_half_closed_connections_that_come_and_go_leave_nothing_behind() {
+    let mut guest = Guest::new();
+    for n in 0..4 * CAPACITY as u32 {
+        let (client, host) = guest.connected(80);
+        match n % 4 {
+            // The guest is done, and the client goes.
+            0 => guest.shut_down(host, 80, SHUTDOWN_SEND),
+            // Each has ended its own direction.
+            1 => {
+                client.shutdown(Shutdown::Write).unwrap();
+                guest.shut_down(host, 80, SHUTDOWN_SEND);
+            }
+            // The client is done, and the guest forgets the connection.
+            2 => {
+                client.shutdown(Shutdown::Write).unwrap();
+                guest.packets();
+                guest.control(Op::Reset, host, 80);
+            }
+            // The guest wants nothing more, and the client goes.
+            _ => guest.shut_down(host, 80, SHUTDOWN_RECEIVE),
+        }
+        drop(client);
+        guest.packets();
+    }
+    // As many as there can be at a time.
+    let clients: Vec<_> = (0..CAPACITY).map(|_| guest.connected(80)).collect();
+    assert_eq!(clients.len(), CAPACITY);
+}

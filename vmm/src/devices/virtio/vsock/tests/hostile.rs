@@ -109,7 +109,7 @@ fn response_before_the_request_was_sent_is_not_believed() {
 }
 
 #[test]
-fn length_that_is_not_there_resets_the_connection() {
+fn cve_2019_18960_length_that_is_not_there_resets_the_connection() {
     for (claimed, there) in [(10, 9), (u32::MAX, 100), (1, 0), (WINDOW + 1, 100)] {
         let mut guest = Guest::new();
         let (mut client, host) = guest.connected(80);
