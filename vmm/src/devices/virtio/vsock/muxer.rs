@@ -318,13 +318,17 @@ impl Muxer {
         if header.src_cid != self.state.guest_cid || header.dst_cid != HOST_CID {
             return;
         }
-        let op = Op::from_raw(header.op).filter(|_| header.kind == TYPE_STREAM);
-        let Some(op) = op else {
-            return self.refuse(header);
-        };
         let ports = Ports {
             host: header.dst_port,
             guest: header.src_port,
+        };
+        if header.kind != TYPE_STREAM {
+            return self.refuse(header);
+        }
+        let Some(op) = Op::from_raw(header.op) else {
+            // What the guest is told to be over is over here as well.
+            self.forget(ports);
+            return self.refuse(header);
         };
         if let Some(&token) = self.joined.get(&ports) {
             let whole = payload.len() >= header.len as usize;
@@ -337,6 +341,14 @@ impl Muxer {
         } else {
             self.refuse(header);
         }
+    }
+
+    /// Ends whatever there is between two ports, without a word.
+    fn forget(&mut self, ports: Ports) {
+        if let Some(&token) = self.joined.get(&ports) {
+            self.remove(token);
+        }
+        self.held.retain(|held| held.ports != ports);
     }
 
     fn on_joined(&mut self, token: u32, op: Op, header: &Header, payload: Option<Buffers<'_>>) {

@@ -55,6 +55,17 @@ fn unknown_operations_are_refused_and_unknown_addresses_ignored() {
     assert_eq!(guest.packets(), []);
 }
 
+/// A fuzzer saw data of a connection that the guest had been told was over.
+#[test]
+fn unknown_operation_ends_the_connection_that_it_resets() {
+    let mut guest = Guest::new();
+    let (mut client, host) = guest.connected(80);
+    let header = guest.header(Op::Request, host, 80);
+    guest.send(Header { op: 8, ..header }, &[]);
+    op_of(&guest.packet(), Op::Reset);
+    assert!(is_closed(&mut client));
+}
+
 #[test]
 fn unknown_socket_type_is_refused_with_that_type() {
     let mut guest = Guest::new();
