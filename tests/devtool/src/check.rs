@@ -227,6 +227,14 @@ mod tests {
     }
 
     #[test]
+    fn fuzz_is_in_nothing_that_is_shipped_and_depends_on_nothing() {
+        for name in ["vmm", "wire", "agent", "worker", "appliance"] {
+            assert_none(name, &["fuzz"]);
+        }
+        assert!(closure("fuzz").is_empty());
+    }
+
+    #[test]
     fn tests_reach_the_appliance_only_from_outside() {
         for name in ["e2e", "devtool", "demo"] {
             assert_none(name, &["appliance", "worker", "agent", "vmm", "wire"]);

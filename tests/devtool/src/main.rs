@@ -10,6 +10,7 @@ mod check;
 mod children;
 mod command;
 mod cpio;
+mod fuzz;
 mod guest;
 mod images;
 mod initramfs;
@@ -62,6 +63,8 @@ enum Task {
     Lab(lab::Arguments),
     /// Measure the promises of the README
     Bench(bench::Arguments),
+    /// Try changed inputs on whatever reads what strangers wrote, for longer than the tests do
+    Fuzz(fuzz::Arguments),
     /// Print what a snapshot's state file holds
     Inspect(inspect::Arguments),
     /// Measure a peer beside ours; `bench --firecracker` runs it in the lab
@@ -70,6 +73,9 @@ enum Task {
 }
 
 fn main() -> ExitCode {
+    if let Some(code) = fuzz::compile_guided() {
+        return code;
+    }
     let arguments = Arguments::parse();
     let workspace = Workspace::find;
     let outcome = children::watch_signals().and_then(|()| match arguments.command {
@@ -79,6 +85,7 @@ fn main() -> ExitCode {
         Task::Guest => guest::run(&workspace()?),
         Task::Lab(arguments) => lab::run(&workspace()?, &arguments),
         Task::Bench(arguments) => bench::run(&workspace()?, &arguments),
+        Task::Fuzz(arguments) => fuzz::run(&workspace()?, &arguments),
         Task::Inspect(arguments) => inspect::run(&workspace()?, &arguments),
         // In the lab, where there is no checkout.
         Task::BenchPeer(arguments) => bench::peer::run(&arguments),

@@ -55,7 +55,7 @@ pub fn low_memory_end(memory: &Memory) -> u64 {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::os::unix::fs::FileExt;
 
     use vm_memory::Bytes;
@@ -72,7 +72,7 @@ mod tests {
     const CODE: &[u8] = b"\xfa\xf4";
 
     /// An ELF file with one segment; `edit` may damage it.
-    fn elf(edit: impl FnOnce(&mut Vec<u8>)) -> File {
+    pub fn elf(edit: impl FnOnce(&mut Vec<u8>)) -> File {
         let mut bytes = vec![0; EHDR_SIZE + PHDR_SIZE];
         bytes[..6].copy_from_slice(b"\x7fELF\x02\x01");
         bytes[16..18].copy_from_slice(&ET_EXEC.to_le_bytes());

@@ -3,6 +3,8 @@
 
 pub mod acpi;
 pub mod cmdline;
+#[cfg(test)]
+mod fuzz;
 pub mod initrd;
 pub mod kernel;
 pub mod long_mode;

@@ -1,19 +1,10 @@
 //! Files of a snapshot that somebody wrote on purpose, read through the public interface. No KVM needed.
 //!
 //! Whatever a file holds, reading it gives a result or an error: no panic, no abort, and no more memory
-//! than a few times the limit of its format, which `allocation` measures.
+//! than a few times the limit of its format, which an allocator that counts measures.
 //!
-//! `fuzz` changes good files at random, checksums put right again, so that the changes get past
-//! them. It runs for a moment in every test run, always the same; for as long as one likes with
-//!
-//! ```text
-//! CABANA_FUZZ_SECONDS=3600 cargo test --release -p vmm --test hostile_files fuzz -- --nocapture
-//! ```
-//!
-//! and from another place with `CABANA_FUZZ_SEED=<number>`. A failure names the seed that has it as its
-//! first file.
+//! `fuzz` changes good files at random, checksums put right again, so that the changes get past them: see the crate `fuzz`.
 
-mod allocation;
 mod exemplar;
 mod fuzz;
 mod sealed;
@@ -23,6 +14,7 @@ mod working_set_file;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 
+use ::fuzz::allocation::within;
 use vmm::memory::working_set::WorkingSet;
 use vmm::snapshot::{Inspection, SnapshotError, inspect};
 
@@ -40,7 +32,7 @@ fn file(bytes: &[u8]) -> File {
 /// Reads a state file and prints it, which must not take more memory than it may.
 fn read_state(bytes: &[u8]) -> Result<(Inspection, String), SnapshotError> {
     let file = file(bytes);
-    allocation::within(3 * vmm::snapshot::format::MAX_STATE_BYTES, || {
+    within(3 * vmm::snapshot::format::MAX_STATE_BYTES, || {
         let inspection = inspect(&file)?;
         let text = inspection.to_string();
         Ok((inspection, text))
@@ -50,7 +42,7 @@ fn read_state(bytes: &[u8]) -> Result<(Inspection, String), SnapshotError> {
 /// Reads the working set of a guest, asks it everything that does not need the guest.
 fn read_working_set(bytes: &[u8], mem_mib: u32) -> Result<WorkingSet, SnapshotError> {
     let file = file(bytes);
-    allocation::within(8 << 20, || {
+    within(8 << 20, || {
         let set = WorkingSet::read(&file, mem_mib)?;
         let touched: u64 = set
             .guest_ranges()

@@ -13,6 +13,8 @@
 
 pub mod block;
 mod buffers;
+#[cfg(test)]
+mod fuzz;
 mod iovec;
 pub mod mmio;
 #[cfg(test)]

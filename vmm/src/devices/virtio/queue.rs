@@ -455,6 +455,95 @@ mod tests {
         }
     }
 
+    const SIZES: [u16; 9] = [1, 2, 4, 8, 16, 32, 64, 128, 256];
+
+    /// A queue that has come to `position`, with chains made available as far as `ahead` of it.
+    fn ahead(queue: &mut VirtQueue, driver: &mut DriverQueue, position: u16, ahead: u16) {
+        queue.continue_at(QueuePosition {
+            next_avail: position,
+            next_used: position,
+        });
+        driver.set_avail(position.wrapping_add(ahead));
+    }
+
+    fn assert_takes(queue: &mut VirtQueue, memory: &Memory, size: u16, position: u16, far: u16) {
+        let what = match queue.pop(memory) {
+            Ok(None) => far == 0,
+            Ok(Some(_)) => far > 0 && far <= size,
+            Err(error) => far > size && error == RingError::AvailableIndex,
+        };
+        assert!(what, "size {size}, {far} ahead of {position}");
+        let taken = u16::from(far > 0 && far <= size);
+        assert_eq!(queue.position().next_avail, position.wrapping_add(taken));
+    }
+
+    /// All sizes there are, from where the index wraps and from where nothing is special, all distances.
+    #[test]
+    fn available_index_at_every_distance_is_taken_as_far_as_the_ring_is_long() {
+        for size in SIZES {
+            let (memory, mut driver, mut queue) = set_up(size);
+            for position in [0, 0u16.wrapping_sub(size / 2 + 1)] {
+                for far in 0..=u16::MAX {
+                    ahead(&mut queue, &mut driver, position, far);
+                    assert_takes(&mut queue, &memory, size, position, far);
+                }
+            }
+        }
+    }
+
+    /// All positions there are, at the distances where something changes.
+    #[test]
+    fn available_index_from_every_position_is_taken_as_far_as_the_ring_is_long() {
+        for size in [1, 8, 256] {
+            let (memory, mut driver, mut queue) = set_up(size);
+            for position in 0..=u16::MAX {
+                for far in [0, 1, size, size + 1] {
+                    ahead(&mut queue, &mut driver, position, far);
+                    assert_takes(&mut queue, &memory, size, position, far);
+                }
+            }
+        }
+    }
+
+    /// The used index from every position, and the interrupt for every index that the driver may wait for.
+    #[test]
+    fn used_index_wraps_and_interrupts_once_it_passes_what_the_driver_waits_for() {
+        let memory = memory();
+        let driver = DriverQueue::new(&memory, 0, 4);
+        let mut queue = driver.activate(true);
+        for position in 0..=u16::MAX {
+            queue.continue_at(QueuePosition {
+                next_avail: position,
+                next_used: position,
+            });
+            for waits_for in [position.wrapping_sub(1), position, position.wrapping_add(1)] {
+                driver.set_used_event(waits_for);
+                let before = queue.position().next_used;
+                queue.complete(&memory, 0, 0).unwrap();
+                assert_eq!(queue.position().next_used, before.wrapping_add(1));
+                let interrupt = queue.take_interrupt(&memory).unwrap();
+                assert_eq!(interrupt, before == waits_for, "{before} for {waits_for}");
+            }
+        }
+        // The other way round: one position, every index that can be waited for, several chains at once.
+        for waits_for in 0..=u16::MAX {
+            queue.continue_at(QueuePosition {
+                next_avail: 0xfffe,
+                next_used: 0xfffe,
+            });
+            driver.set_used_event(waits_for);
+            for _ in 0..3 {
+                queue.complete(&memory, 0, 0).unwrap();
+            }
+            let passed = [0xfffe, 0xffff, 0].contains(&waits_for);
+            assert_eq!(
+                queue.take_interrupt(&memory).unwrap(),
+                passed,
+                "{waits_for}"
+            );
+        }
+    }
+
     #[test]
     fn chain_taken_back_is_the_next_one_again() {
         let (memory, mut driver, mut queue) = set_up(8);

@@ -191,7 +191,10 @@ pub fn lines(device: &dyn VirtioDevice, irq: &EventFd) -> (TransportLines, Vec<E
 
 impl Machine {
     pub fn new(device: Box<dyn VirtioDevice>) -> Self {
-        let memory = memory();
+        Self::in_memory(device, memory())
+    }
+
+    pub fn in_memory(device: Box<dyn VirtioDevice>, memory: Memory) -> Self {
         let irq = EventFd::new(libc::EFD_NONBLOCK).unwrap();
         let sizes = device.queue_max_sizes();
         let queues = (0..)

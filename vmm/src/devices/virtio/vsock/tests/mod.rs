@@ -7,6 +7,7 @@
 mod connecting;
 mod data;
 mod ending;
+mod fuzz;
 mod hostile;
 mod rates;
 mod restoring;
