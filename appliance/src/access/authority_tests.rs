@@ -331,3 +331,100 @@ async fn remembered_token_expires_like_any_other() {
     let said = check(&authority, &issued.token).await.unwrap_err();
     assert!(said.contains("expired"), "{said}");
 }
+
+/// Whoever has a good token has that one and no other: any change of it, wherever, is refused.
+#[test]
+fn fuzz_tokens() {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .build()
+        .unwrap();
+    let authority = runtime.block_on(testing::authority());
+    let good = runtime
+        .block_on(authority.issue(order(3600)))
+        .unwrap()
+        .token;
+    let unsigned = good.rsplit_once('.').unwrap().0.to_owned();
+    let seeds = [
+        format!("Bearer {good}"),
+        format!("Bearer {unsigned}."),
+        "Bearer eyJhbGciOiJub25lIn0.e30.".to_owned(),
+    ];
+    let words = [
+        "Bearer ",
+        "bearer ",
+        "Basic ",
+        " ",
+        ".",
+        "=",
+        "eyJhbGciOiJub25lIn0",
+        "e30",
+        "-",
+        "_",
+        "/",
+        "+",
+        "\t",
+        ",",
+    ];
+    ::fuzz::Target::new("tokens")
+        .seeds(seeds.map(String::into_bytes))
+        .words(&words)
+        .run(20_000, |input| {
+            let Ok(value) = http::HeaderValue::from_bytes(input) else {
+                return false;
+            };
+            let headers: HeaderMap = [(header::AUTHORIZATION, value)].into_iter().collect();
+            match runtime.block_on(authority.check(&headers)) {
+                Ok(_) => {
+                    let text = std::str::from_utf8(input).unwrap();
+                    assert_eq!(text.split_ascii_whitespace().nth(1), Some(good.as_str()));
+                    true
+                }
+                Err(refusal) => {
+                    assert_eq!(refusal.code, Code::Unauthorized);
+                    assert!(!refusal.message.contains(&good));
+                    false
+                }
+            }
+        });
+}
+
+/// What a good signature is under may still be anything: the key is the appliance's, its builds were many.
+#[test]
+fn fuzz_payloads_of_tokens() {
+    let seeds = [
+        old_payload(),
+        json!({ "aud": ["a", "b"], "exp": 1, "jti": "6fd1b5c4-3f4b-4b0c-9d0f-0d4a1f4f7c11",
+                "grant": Grant::of(Role::SessionExecutor) }),
+    ];
+    let words = [
+        "\"grant\":",
+        "\"roles\":[",
+        "\"pools\":",
+        "null",
+        "-1",
+        "1e999",
+        "[]",
+        "{}",
+        "\"session-executor\"",
+        "\"\\ud800\"",
+        ",",
+        "\"exp\":",
+    ];
+    ::fuzz::Target::new("payloads_of_tokens")
+        .seeds(seeds.map(|seed| seed.to_string().into_bytes()))
+        .words(&words)
+        .run(20_000, |input| {
+            let read = || serde_json::from_slice::<crate::access::payload::Payload>(input);
+            let Ok(payload) = ::fuzz::allocation::within(1 << 20, read) else {
+                return false;
+            };
+            let claims = payload.into_claims();
+            // Nobody becomes more by a payload that names no role.
+            let none = Scope::nowhere("alpha");
+            let text = String::from_utf8_lossy(input);
+            if claims.permit(&[Role::PoolContributor], none).is_ok() {
+                assert!(text.contains("pool-contributor"), "{text}");
+            }
+            true
+        });
+}

@@ -383,6 +383,75 @@ mod tests {
         checked(text).unwrap_err().to_string()
     }
 
+    /// What the README shows, and the beginning of every key.
+    fn examples() -> Vec<Vec<u8>> {
+        let readme = include_str!("../../README.md");
+        let blocks = readme.split("```toml\n").skip(1);
+        let blocks = blocks.filter_map(|rest| rest.split("```").next());
+        blocks.map(|text| text.as_bytes().to_vec()).collect()
+    }
+
+    #[test]
+    fn fuzz_config() {
+        let words = [
+            "listen = \"0.0.0.0:8443\"\n",
+            "domain = ",
+            "uid_base = ",
+            "[tls]\n",
+            "[tls.acme]\n",
+            "[limits]\n",
+            "[images]\n",
+            "[registries.",
+            "[[issuers.\"https://a.example\".grants]]\n",
+            "memory_overcommit = ",
+            "image_cache_limit = \"1Gi\"\n",
+            "spare_workers = ",
+            "orphan_limit_seconds = ",
+            "min_cooldown_seconds = ",
+            "inf",
+            "nan",
+            "-1",
+            "9223372036854775807",
+            "9223372036854775808",
+            "\"\"",
+            "[]",
+            "{}",
+            "[[",
+            "]]",
+            " = ",
+            "\n",
+            "\"",
+            "1979-05-27",
+            "\\u0000",
+            "1e400",
+            "true",
+        ];
+        ::fuzz::Target::new("config")
+            .seeds(examples())
+            .words(&words)
+            .run(6000, |input| {
+                let Ok(text) = std::str::from_utf8(input) else {
+                    return false;
+                };
+                match ::fuzz::allocation::within(8 << 20, || checked(text)) {
+                    Ok(config) => {
+                        assert!(config.uid_base >= UID_COUNT);
+                        assert!(
+                            config.memory_overcommit.is_finite() && config.memory_overcommit > 0.0
+                        );
+                        assert!((1..=3600).contains(&config.min_cooldown.as_secs()));
+                        true
+                    }
+                    Err(error) => {
+                        // One line for the operator.
+                        let message = error.to_string();
+                        assert!(!message.is_empty() && !message.contains('\n'), "{message}");
+                        false
+                    }
+                }
+            });
+    }
+
     #[test]
     fn empty_file_gives_the_documented_defaults() {
         let config = checked("").unwrap();

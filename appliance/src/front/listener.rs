@@ -16,7 +16,6 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
-use tokio_rustls::server::TlsStream;
 
 use super::Front;
 use super::limit::Gauge;
@@ -133,7 +132,8 @@ async fn connection(
         let _ = tokio::time::timeout(HANDSHAKE_TIMEOUT, stream.shutdown()).await;
         return;
     }
-    let builder = builder(&stream, rules);
+    let http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
+    let builder = builder(http2, rules);
     let activity = Activity::new();
     let requests = activity.clone();
     let service = service_fn(move |request| {
@@ -159,10 +159,7 @@ async fn connection(
 }
 
 /// The protocol is the one that was agreed in the handshake, never guessed from the first bytes.
-fn builder(
-    stream: &TlsStream<Paced<TcpStream>>,
-    rules: &FrontLimits,
-) -> auto::Builder<TokioExecutor> {
+pub(super) fn builder(http2: bool, rules: &FrontLimits) -> auto::Builder<TokioExecutor> {
     let mut builder = auto::Builder::new(TokioExecutor::new());
     builder
         .http1()
@@ -178,7 +175,7 @@ fn builder(
         .max_header_list_size(u32::try_from(LONGEST_HEAD).unwrap_or(u32::MAX))
         .keep_alive_interval(PROBE_INTERVAL)
         .keep_alive_timeout(PROBE_TIMEOUT);
-    if stream.get_ref().1.alpn_protocol() == Some(b"h2") {
+    if http2 {
         builder.http2_only()
     } else {
         builder.http1_only()

@@ -262,7 +262,7 @@ enum Cleared {
 }
 
 /// Host and port that the client asked for. Where it says so twice, both must be the same.
-fn authority_of(request: &Request<Incoming>) -> Result<String, Refusal> {
+fn authority_of<B>(request: &Request<B>) -> Result<String, Refusal> {
     let in_header = request
         .headers()
         .get(header::HOST)

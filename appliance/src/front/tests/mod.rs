@@ -5,6 +5,7 @@ mod contract;
 mod endings;
 mod forwarding;
 mod frames;
+mod fuzz;
 mod limits;
 mod management;
 mod resources;

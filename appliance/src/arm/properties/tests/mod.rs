@@ -1,6 +1,7 @@
 //! A pool out of what a caller sent, and back.
 
 mod container;
+mod fuzz;
 mod patch;
 mod probes;
 mod scale;
