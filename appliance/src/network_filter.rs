@@ -8,7 +8,8 @@
 use vmm::sandbox::common::{CLONES_THREADS, READ_WRITE};
 use vmm::sandbox::filter::{Only, Otherwise, Program, Rule, allow_only, compile, deny, length};
 
-const RULES: &[&[Rule]] = &[CODE, CLONES_THREADS, PROCESSES, HOST, KERNEL];
+/// For the program, and for those who try it (`tests/process_filters`).
+pub const RULES: &[&[Rule]] = &[CODE, CLONES_THREADS, PROCESSES, HOST, KERNEL];
 pub static PROGRAM: Program<{ length(RULES) }> = compile(RULES, Otherwise::Allow);
 
 const CODE: &[Rule] = &[

@@ -7,7 +7,8 @@ use vmm::sandbox::filter::{
     Only, Otherwise, Program, Rule, allow, allow_only, compile, fail, length,
 };
 
-const RULES: &[&[Rule]] = &[JOB, CLONES_THREADS, STARTS_THREADS, EVERYBODY];
+/// For the program, and for those who try it (`tests/process_filters`).
+pub const RULES: &[&[Rule]] = &[JOB, CLONES_THREADS, STARTS_THREADS, EVERYBODY];
 pub static PROGRAM: Program<{ length(RULES) }> = compile(RULES, Otherwise::Kill);
 
 /// As `libc` has it, in the width that a filter answers with.

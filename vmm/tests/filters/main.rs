@@ -7,211 +7,45 @@
     reason = "everything here is a test; a panic is how it fails"
 )]
 
-use std::arch::asm;
-use std::ffi::{c_int, c_long};
+mod child;
 
-use vmm::sandbox::filter::{Answer, Only, Rule};
+use std::arch::asm;
+use std::ffi::c_long;
+use std::io;
+
+use child::{End, Filter, NONSENSE, allowed, call, under};
+use vmm::sandbox::filter::Rule;
 use vmm::sandbox::{ThreadClass, ioctls};
 
-/// Above all numbers that there are.
-const NUMBERS: std::ops::Range<c_long> = 0..600;
-/// `uretprobe` and `uprobe`: the kernel calls them itself from code that it puts into a process, and asks no filter (`seccomp_uprobe_exception`,
-/// kernel/seccomp.c). From elsewhere they are SIGILL.
-const KERNELS_OWN: [c_long; 2] = [335, 336];
-/// No pointer, no descriptor, no length that is any good: a call that is allowed fails and does nothing.
-const NONSENSE: u64 = u64::MAX;
-/// A child that is not done by then waits for what never comes.
-const DEADLINE_SECONDS: u32 = 30;
-
-/// What became of a child.
-#[derive(Debug, PartialEq, Eq)]
-enum End {
-    /// By the filter.
-    Refused,
-    /// It came to its end, and what it did answered so.
-    Done(bool),
-    Signal(c_int),
-    Exit(c_int),
-}
-
-/// Does `act` in a child that has the filter of `class`.
-fn under(class: ThreadClass, act: impl FnOnce() -> bool) -> End {
-    // SAFETY: the child has this thread alone and does not return from here. What it calls is system calls, and in some tests the C library's
-    // allocator, which the C library makes usable after a fork.
-    let child = unsafe { libc::fork() };
-    assert!(child >= 0, "no child");
-    if child == 0 {
-        confine(class);
-        let answer = act();
-        // Two ends that no filter can refuse, since neither is a system call: SIGILL and SIGTRAP.
-        match answer {
-            // SAFETY: it ends this process.
-            true => unsafe { asm!("ud2") },
-            // SAFETY: it ends this process.
-            false => unsafe { asm!("int3") },
-        }
-        unreachable!();
+impl Filter for ThreadClass {
+    fn install(self) -> io::Result<()> {
+        ThreadClass::install(self)
     }
-    let mut status = 0;
-    // SAFETY: it writes to `status` alone, and the child is ours.
-    let reaped = unsafe { libc::waitpid(child, &raw mut status, 0) };
-    assert_eq!(reaped, child);
-    match (libc::WIFSIGNALED(status), libc::WTERMSIG(status)) {
-        (true, libc::SIGSYS) => End::Refused,
-        (true, libc::SIGILL) => End::Done(true),
-        (true, libc::SIGTRAP) => End::Done(false),
-        (true, libc::SIGALRM) => panic!("a call under the filter of {class:?} waits for ever"),
-        (true, signal) => End::Signal(signal),
-        (false, _) => End::Exit(libc::WEXITSTATUS(status)),
+
+    fn rules(self) -> Vec<&'static Rule> {
+        ThreadClass::rules(self).collect()
     }
-}
-
-fn confine(class: ThreadClass) {
-    // SAFETY: concerns this process alone: no core file, an alarm, no privileges.
-    unsafe { libc::prctl(libc::PR_SET_DUMPABLE, 0) };
-    // SAFETY: as above.
-    unsafe { libc::alarm(DEADLINE_SECONDS) };
-    // SAFETY: as above.
-    unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) };
-    if class.install().is_err() {
-        // SAFETY: ends this process.
-        unsafe { libc::_exit(99) };
-    }
-}
-
-fn call(number: c_long, arguments: [u64; 6]) -> c_long {
-    let [a, b, c, d, e, f] = arguments;
-    // SAFETY: in a child that ends right after. Its arguments are nonsense, or what a rule allows beside nonsense.
-    unsafe { libc::syscall(number, a, b, c, d, e, f) }
-}
-
-/// Whether the filter lets the call through, whatever becomes of it then.
-fn allowed(class: ThreadClass, number: c_long, arguments: [u64; 6]) -> bool {
-    let end = under(class, || {
-        call(number, arguments);
-        true
-    });
-    assert_ne!(end, End::Exit(99), "no filter was installed");
-    end != End::Refused
-}
-
-fn rule(class: ThreadClass, number: c_long) -> Option<&'static Rule> {
-    class.rules().find(|rule| rule.call == number)
-}
-
-/// Values that a condition takes, and some that it does not.
-fn samples(condition: &Only) -> (u32, Vec<u64>, Vec<u64>) {
-    match *condition {
-        Only::OneOf(argument, values) => {
-            let good = values.iter().map(|value| u64::from(*value)).collect();
-            // Neighbours, single bits more or less, and everything.
-            let near = values
-                .iter()
-                .flat_map(|value| [0, 1, 2, 4, 8, 16, 31].map(|bit| value ^ (1 << bit)));
-            let bad = near
-                .chain([u32::MAX])
-                .filter(|value| !values.contains(value))
-                .map(u64::from);
-            (argument, good, bad.collect())
-        }
-        Only::Within(argument, bits) => {
-            let outside = (0..32)
-                .map(|bit| 1_u32 << bit)
-                .filter(|bit| bits & bit == 0);
-            let bad = outside.map(|bit| u64::from(bits | bit));
-            (argument, vec![0, u64::from(bits)], bad.collect())
-        }
-        // The child's own number is filled in there.
-        Only::OwnProcess(argument) => (argument, vec![], vec![1, 0, NONSENSE]),
-    }
-}
-
-/// Arguments that all conditions of a rule take.
-fn good_arguments(rule: &Rule) -> [u64; 6] {
-    let mut arguments = [NONSENSE; 6];
-    for condition in rule.only {
-        let (argument, good, _) = samples(condition);
-        arguments[argument as usize] = good.first().copied().unwrap_or(OWN);
-    }
-    arguments
-}
-
-/// Stands for the child's number.
-const OWN: u64 = 0x0bad_cafe;
-
-/// As [`allowed`], with the child's number where [`OWN`] stands.
-fn try_out(class: ThreadClass, number: c_long, arguments: [u64; 6]) -> bool {
-    let end = under(class, || {
-        let own = u64::from(std::process::id());
-        call(
-            number,
-            arguments.map(|value| if value == OWN { own } else { value }),
-        );
-        true
-    });
-    assert_ne!(end, End::Exit(99), "no filter was installed");
-    end != End::Refused
 }
 
 #[test]
 fn system_call_that_no_rule_names_ends_the_process_in_every_class() {
-    for class in ThreadClass::ALL {
-        for number in NUMBERS {
-            if rule(class, number).is_none() && !KERNELS_OWN.contains(&number) {
-                assert!(
-                    !allowed(class, number, [NONSENSE; 6]),
-                    "{class:?} may call {number}"
-                );
-            }
-        }
-    }
+    ThreadClass::ALL
+        .into_iter()
+        .for_each(child::assert_others_end_the_process);
 }
 
 #[test]
 fn rule_allows_each_of_its_values_and_ends_the_process_for_each_other_one() {
-    for class in ThreadClass::ALL {
-        for rule in class.rules() {
-            let number = rule.call;
-            let good = good_arguments(rule);
-            assert!(try_out(class, number, good), "{class:?} {rule:?}");
-            for condition in rule.only {
-                let (argument, values, others) = samples(condition);
-                let with = |value| {
-                    let mut arguments = good;
-                    arguments[argument as usize] = value;
-                    arguments
-                };
-                for value in values {
-                    assert!(
-                        try_out(class, number, with(value)),
-                        "{class:?} {rule:?} {value:#x}"
-                    );
-                }
-                for value in others {
-                    assert!(
-                        !try_out(class, number, with(value)),
-                        "{class:?} {rule:?} {value:#x}"
-                    );
-                }
-            }
-        }
-    }
+    ThreadClass::ALL
+        .into_iter()
+        .for_each(child::assert_values_are_looked_at);
 }
 
 #[test]
 fn call_that_is_to_fail_fails_with_its_number_and_the_process_lives() {
-    for class in ThreadClass::ALL {
-        for rule in class.rules() {
-            let Answer::Fail(errno) = rule.answer else {
-                continue;
-            };
-            let end = under(class, || {
-                let failed = call(rule.call, [NONSENSE; 6]) == -1;
-                failed && std::io::Error::last_os_error().raw_os_error() == Some(errno.into())
-            });
-            assert_eq!(end, End::Done(true), "{class:?} {rule:?}");
-        }
-    }
+    ThreadClass::ALL
+        .into_iter()
+        .for_each(child::assert_failures_are_harmless);
 }
 
 /// Written out, so that a rule which adds one of them is a change of this list as well.
@@ -286,7 +120,7 @@ fn no_class_may_reach_for_files_networks_processes_or_code() {
     ];
     for class in ThreadClass::ALL {
         for number in nowhere {
-            assert!(rule(class, number).is_none(), "{class:?} may call {number}");
+            assert!(class.rule(number).is_none(), "{class:?} may call {number}");
         }
     }
 }
