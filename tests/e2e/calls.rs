@@ -6,11 +6,12 @@ use std::ffi::{c_int, c_long, c_void};
 use std::fs;
 use std::mem::MaybeUninit;
 use std::ptr;
-use std::sync::mpsc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 
 use vmm::sandbox::ThreadClass;
-use vmm::sandbox::filter::Only;
+use vmm::sandbox::filter::{Only, Rule};
 
 /// The classes whose filters a thread has: one that was there before its own is asked as well.
 type Threads = BTreeMap<c_int, Vec<ThreadClass>>;
@@ -26,6 +27,54 @@ pub type Use = (c_long, &'static str, Option<u32>);
 
 /// Follows processes until they have ended.
 pub struct Recorder(JoinHandle<BTreeSet<Use>>);
+
+/// Follows what a process starts until it is let go.
+pub struct ParentRecorder {
+    parent: c_int,
+    let_go: Arc<AtomicBool>,
+    follower: JoinHandle<BTreeSet<Use>>,
+}
+
+impl ParentRecorder {
+    /// Of the processes that this one, of one thread, starts from now on with `role` as their first argument: what they do under their filter,
+    /// of which these are the rules.
+    pub fn start(parent: u32, role: &'static str, rules: Rules) -> Self {
+        let (say, attached) = mpsc::channel();
+        let parent = c_int::try_from(parent).unwrap();
+        let let_go = Arc::new(AtomicBool::new(false));
+        let gone = Arc::clone(&let_go);
+        let follower = std::thread::spawn(move || {
+            let options = libc::PTRACE_O_TRACESYSGOOD
+                | libc::PTRACE_O_TRACECLONE
+                | libc::PTRACE_O_TRACEFORK
+                | libc::PTRACE_O_TRACEVFORK
+                | libc::PTRACE_O_TRACEEXEC;
+            trace(
+                libc::PTRACE_SEIZE,
+                parent,
+                usize::try_from(options).unwrap(),
+            );
+            say.send(()).unwrap();
+            follow_children(parent, role, rules, &gone)
+        });
+        attached.recv().unwrap();
+        Self {
+            parent,
+            let_go,
+            follower,
+        }
+    }
+
+    /// When none of its children runs. The parent goes on, and nobody looks: it may be a child of this process, which is to see its end.
+    pub fn stop(self) -> BTreeSet<Use> {
+        self.let_go.store(true, Ordering::SeqCst);
+        // A signal that means nothing stops it for a moment, in which it can be let go.
+        // SAFETY: the process is there as long as it is followed, and ignores this.
+        let told = unsafe { libc::kill(self.parent, libc::SIGWINCH) };
+        assert_eq!(told, 0, "{}", std::io::Error::last_os_error());
+        self.follower.join().unwrap()
+    }
+}
 
 impl Recorder {
     /// Of processes whose threads have their filters. What they do from the moment on at which this returns is recorded.
@@ -50,9 +99,16 @@ impl Recorder {
     }
 }
 
+/// A table of rules.
+pub type Rules = &'static [&'static [Rule]];
+
 /// All rules of all classes, as [`Use`]s.
 pub fn all() -> BTreeSet<Use> {
-    let rules = ThreadClass::ALL.into_iter().flat_map(ThreadClass::rules);
+    uses(ThreadClass::ALL.into_iter().flat_map(ThreadClass::rules))
+}
+
+/// These, as [`Use`]s.
+pub fn uses(rules: impl Iterator<Item = &'static Rule>) -> BTreeSet<Use> {
     rules
         .flat_map(|rule| {
             let values = rule.only.iter().flat_map(|condition| match condition {
@@ -110,7 +166,7 @@ fn follow(mut threads: Threads) -> BTreeSet<Use> {
         if signal == SYSTEM_CALL {
             if let Some((call, arguments)) = entered(thread) {
                 for class in &*classes {
-                    note(&mut used, *class, call, arguments);
+                    note(&mut used, class.rules(), call, arguments);
                 }
                 if call == libc::SYS_seccomp {
                     classes.push(ThreadClass::Vcpu);
@@ -129,8 +185,84 @@ fn follow(mut threads: Threads) -> BTreeSet<Use> {
     }
 }
 
-fn note(used: &mut BTreeSet<Use>, class: ThreadClass, call: c_long, arguments: [u64; 6]) {
-    let Some(rule) = class.rules().find(|rule| rule.call == call) else {
+/// What a process is that somebody started who is followed.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Child {
+    /// It has executed nothing of its own.
+    Starting,
+    /// It is one of those that are wanted, without its filter.
+    Wanted,
+    Confined,
+}
+
+fn follow_children(parent: c_int, role: &str, rules: Rules, let_go: &AtomicBool) -> BTreeSet<Use> {
+    let mut used = BTreeSet::new();
+    // By threads, and whether they are followed call by call depends on it.
+    let mut children: BTreeMap<c_int, Child> = BTreeMap::new();
+    loop {
+        let mut status = 0;
+        // SAFETY: writes to `status` alone. It is about what this thread has attached to, and takes nobody's child.
+        let thread =
+            unsafe { libc::waitpid(-1, &raw mut status, libc::__WALL | libc::__WNOTHREAD) };
+        if thread < 0 {
+            return used;
+        }
+        if !libc::WIFSTOPPED(status) {
+            children.remove(&thread);
+            continue;
+        }
+        let (mut signal, event) = (libc::WSTOPSIG(status), status >> 16);
+        if thread == parent {
+            if let_go.load(Ordering::SeqCst) {
+                trace(libc::PTRACE_DETACH, thread, 0);
+                return used;
+            }
+            signal = if event == 0 { signal } else { 0 };
+            trace(libc::PTRACE_CONT, thread, usize::try_from(signal).unwrap());
+            continue;
+        }
+        if event == libc::PTRACE_EVENT_EXEC {
+            let command = fs::read(format!("/proc/{thread}/cmdline")).unwrap_or_default();
+            if command.split(|byte| *byte == 0).nth(1) != Some(role.as_bytes()) {
+                children.remove(&thread);
+                trace(libc::PTRACE_DETACH, thread, 0);
+                continue;
+            }
+            children.insert(thread, Child::Wanted);
+        }
+        // A thread that a confined one has started is confined: their process has the filter before its first thread.
+        let confined = children.values().any(|child| *child == Child::Confined);
+        let child = children.entry(thread).or_insert(match confined {
+            true => Child::Confined,
+            false => Child::Starting,
+        });
+        if signal == SYSTEM_CALL {
+            signal = 0;
+            match entered(thread) {
+                Some((libc::SYS_seccomp, _)) => *child = Child::Confined,
+                Some((call, arguments)) if *child == Child::Confined => {
+                    note(&mut used, rules.iter().copied().flatten(), call, arguments);
+                }
+                _ => {}
+            }
+        } else if event != 0 {
+            signal = 0;
+        }
+        let how = match *child {
+            Child::Starting => libc::PTRACE_CONT,
+            Child::Wanted | Child::Confined => libc::PTRACE_SYSCALL,
+        };
+        trace(how, thread, usize::try_from(signal).unwrap());
+    }
+}
+
+fn note(
+    used: &mut BTreeSet<Use>,
+    mut rules: impl Iterator<Item = &'static Rule>,
+    call: c_long,
+    arguments: [u64; 6],
+) {
+    let Some(rule) = rules.find(|rule| rule.call == call) else {
         return;
     };
     used.insert((call, rule.why, None));

@@ -7,10 +7,13 @@ use std::time::Duration;
 
 use e2e::TestAppliance;
 use e2e::appliance::WITH_SPARES;
+use e2e::artifacts;
 use e2e::process::{self, Process};
+use e2e::registry::Registry;
 use hyper::Method;
 
-use crate::calls::{self, Recorder};
+use crate::calls::{self, ParentRecorder, Recorder};
+use crate::image_filter;
 
 e2e::tests! {
     Shared: [
@@ -19,6 +22,7 @@ e2e::tests! {
     ];
     Own: [
         rule_of_every_class_is_used_by_what_workers_do_or_says_why_not,
+        rule_of_the_image_worker_is_used_by_what_it_does_or_says_why_not,
     ];
 }
 
@@ -108,6 +112,12 @@ const ABRT: u32 = 6;
 const BUS: u32 = 7;
 const SEGV: u32 = 11;
 
+/// Whether a rule or a value says itself why nobody was seen to need it, or this list does.
+fn excused((call, why, value): &calls::Use, unused: &[(i64, u32, &str)]) -> bool {
+    let is_it = |(other, unused, _): &(i64, u32, &str)| call == other && *value == Some(*unused);
+    why.starts_with("not seen in use") || unused.iter().any(is_it)
+}
+
 fn rule_of_every_class_is_used_by_what_workers_do_or_says_why_not() {
     let mut host = TestAppliance::start_with(&format!("{WITH_SPARES}spare_workers = 8\n"));
     // None of them has a thread that is still to install its filter.
@@ -130,16 +140,58 @@ fn rule_of_every_class_is_used_by_what_workers_do_or_says_why_not() {
         .get("/files/block");
     host.end_in_order();
     let used = recorder.stop();
-    let excused = |(call, why, value): &(i64, &str, Option<u32>)| {
-        why.starts_with("not seen in use")
-            || UNUSED.iter().any(|(other, unused, _)| {
-                call == other && value.is_some_and(|value| value == *unused)
-            })
-    };
     let unused: Vec<_> = calls::all()
         .difference(&used)
-        .filter(|rule| !excused(rule))
+        .filter(|rule| !excused(rule, UNUSED))
         .copied()
+        .collect();
+    assert!(unused.is_empty(), "nobody needs these: {unused:#x?}");
+}
+
+/// What an image worker shares with threads of workers, and does not need itself: calls, and values as in [`UNUSED`].
+const IMAGE_WORKERS_UNUSED: &[(i64, &str)] = &[
+    (libc::SYS_rt_sigreturn, "it handles no signal"),
+    (libc::SYS_getpid, "the end of a panic"),
+];
+const IMAGE_WORKERS_UNUSED_VALUES: &[(i64, u32, &str)] = &[
+    (libc::SYS_rt_sigaction, SEGV, "the default after a fault"),
+    (libc::SYS_rt_sigaction, BUS, "the default after a fault"),
+    (
+        libc::SYS_futex,
+        0x80,
+        "FUTEX_WAIT: two threads in the allocator at the same moment, which is rare",
+    ),
+    (
+        libc::SYS_futex,
+        0x109,
+        "FUTEX_WAIT_BITSET by the clock: a thread that has not ended when it is waited for",
+    ),
+    (libc::SYS_tgkill, ABRT, "the end of a panic"),
+];
+
+/// Archives with compressed layers, large and small, blobs of a registry, and an archive that is none.
+fn rule_of_the_image_worker_is_used_by_what_it_does_or_says_why_not() {
+    let mut host = TestAppliance::start();
+    let recorder = ParentRecorder::start(host.pid(), "image-worker", image_filter::RULES);
+    for archive in [artifacts::demo_image(), artifacts::python_image()] {
+        let source = format!("oci-archive:{}", archive.display());
+        host.cli().ok(&["image", "import", &source]);
+    }
+    let registry = Registry::start();
+    host.cli().ok(&["image", "pull", &registry.image("nginx")]);
+    let source = format!("oci-archive:{}", artifacts::cabana().display());
+    host.cli()
+        .run(&["image", "import", &source])
+        .assert_refused(1, &[]);
+    let used = recorder.stop();
+    host.end_in_order();
+    let all = calls::uses(image_filter::RULES.iter().copied().flatten());
+    let shared = |(call, _, value): &calls::Use| {
+        value.is_none() && IMAGE_WORKERS_UNUSED.iter().any(|(other, _)| call == other)
+    };
+    let unused: Vec<_> = all
+        .difference(&used)
+        .filter(|rule| !excused(rule, IMAGE_WORKERS_UNUSED_VALUES) && !shared(rule))
         .collect();
     assert!(unused.is_empty(), "nobody needs these: {unused:#x?}");
 }

@@ -50,15 +50,18 @@ const JOB: &[Rule] = &[
     allow_only(
         libc::SYS_mremap,
         &[Only::OneOf(3, &[bits(libc::MREMAP_MAYMOVE)])],
-        "large allocations that grow",
+        "not seen in use each time: large allocations that grow",
     ),
     allow(libc::SYS_brk, "small allocations"),
-    allow(libc::SYS_getrandom, "keys of hash tables"),
+    allow(
+        libc::SYS_getrandom,
+        "not seen in use: keys of hash tables on another thread than the first, which has drawn its own before",
+    ),
     allow(libc::SYS_recvmsg, "the end of the warden"),
     allow_only(
         libc::SYS_tgkill,
         &[OWN, Only::OneOf(2, &[ABORT])],
-        "a panic ends in SIGABRT",
+        "not seen in use: a panic ends in SIGABRT",
     ),
     allow(libc::SYS_exit_group, "the end of the process"),
     allow_only(
@@ -72,7 +75,7 @@ const JOB: &[Rule] = &[
     allow_only(
         libc::SYS_fcntl,
         &[Only::OneOf(1, &[bits(libc::F_GETFD)])],
-        "builds with debug assertions only: Rust looks whether what it closes is open",
+        "not seen in use: in builds with debug assertions Rust looks whether what it closes is open",
     ),
     fail(
         libc::SYS_openat,
