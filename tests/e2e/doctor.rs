@@ -1,8 +1,10 @@
-//! A host that cannot run guests is told so, why, and what to do about it.
+//! A host that cannot run guests is told so, why, and what to do about it; and every host, how it is set up.
 
 use std::fs;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
+
+use serde_json::Value;
 
 use e2e::appliance::{free_address, new_root, serve_command};
 use e2e::cli::Ran;
@@ -17,6 +19,8 @@ e2e::tests! {
     Own: [
         user_without_permission_is_told_about_the_group,
         host_without_the_device_is_told_to_load_the_driver,
+        doctor_says_of_the_host_what_its_kernel_says,
+        merging_that_is_switched_on_is_weaker_and_its_remedy_cures_it,
     ];
 }
 
@@ -24,15 +28,16 @@ const DEVICE: &str = "/dev/kvm";
 /// `nobody`: not root and in no group.
 const NOBODY: u32 = 65534;
 
+fn finding<'a>(report: &'a Value, name: &str) -> &'a Value {
+    let findings = report["findings"].as_array().unwrap();
+    let found = findings.iter().find(|finding| finding["name"] == name);
+    found.unwrap_or_else(|| panic!("no finding {name}: {report:#}"))
+}
+
 fn doctor_says_whether_guests_can_run_here() {
     let doctor = Cli::without_root().run(&["doctor"]);
     let report = artifacts::doctor();
-    let kvm = report["findings"]
-        .as_array()
-        .unwrap()
-        .iter()
-        .find(|finding| finding["name"] == "kvm")
-        .unwrap();
+    let kvm = finding(&report, "kvm");
     let detail = kvm["detail"].as_str().unwrap();
     assert!(
         doctor.stdout.contains(detail),
@@ -108,6 +113,69 @@ fn host_without_the_device_is_told_to_load_the_driver() {
         0,
         "a refused start has touched its root"
     );
+}
+
+/// Not what is good, which differs from host to host, but that it is this kernel's own words.
+fn doctor_says_of_the_host_what_its_kernel_says() {
+    let report = artifacts::doctor();
+    let read = |path: &str| {
+        fs::read_to_string(path)
+            .ok()
+            .map(|text| text.trim().to_owned())
+    };
+    for (name, path) in [
+        ("kernel", "/proc/sys/kernel/osrelease"),
+        ("nx_huge_pages", "/sys/module/kvm/parameters/nx_huge_pages"),
+        (
+            "timer_period",
+            "/sys/module/kvm/parameters/min_timer_period_us",
+        ),
+    ] {
+        let found = finding(&report, name);
+        let detail = found["detail"].as_str().unwrap();
+        match read(path) {
+            Some(text) => assert!(detail.contains(&text), "{text}: {found}"),
+            None => assert!(detail.contains("not told"), "{found}"),
+        }
+    }
+    let open = |text: &str| text.to_lowercase().starts_with("vulnerable");
+    let mut flaws = 0;
+    for entry in fs::read_dir("/sys/devices/system/cpu/vulnerabilities").unwrap() {
+        let path = entry.unwrap().path();
+        let name = path.file_name().unwrap().to_str().unwrap().to_owned();
+        let text = read(path.to_str().unwrap()).unwrap();
+        flaws += 1;
+        if open(&text) && name != "old_microcode" {
+            let found = finding(&report, &name);
+            assert_eq!(found["verdict"], "weaker", "{found}");
+            assert_eq!(found["detail"], text, "{found}");
+        }
+    }
+    assert!(flaws > 5, "a kernel that tells of {flaws} flaws only");
+    // The lab is a guest of QEMU's, and has no swap.
+    assert_eq!(finding(&report, "bare_metal")["verdict"], "weaker");
+    assert_eq!(finding(&report, "swap")["detail"], "none");
+}
+
+/// The remedy is typed as it is printed, up to where it is about the next boot.
+fn merging_that_is_switched_on_is_weaker_and_its_remedy_cures_it() {
+    const RUN: &str = "/sys/kernel/mm/ksm/run";
+    if !artifacts::kvm_is_required() {
+        skipped("only a machine that is made for tests may merge its pages for a moment");
+        return;
+    }
+    fs::write(RUN, "1").expect("the lab's kernel can merge pages");
+    let weak = artifacts::doctor();
+    let ksm = finding(&weak, "ksm").clone();
+    let remedy = ksm["remedy"].as_str().unwrap_or_default();
+    let now = remedy.split(';').next().unwrap_or_default();
+    let cured = Ran::of(Command::new("sh").args(["-c", now]));
+    assert_eq!(ksm["verdict"], "weaker", "{ksm}");
+    assert_eq!(ksm["severity"], "medium", "{ksm}");
+    assert_eq!(cured.code, Some(0), "{cured:#?}");
+    assert_eq!(finding(&artifacts::doctor(), "ksm")["verdict"], "ok");
+    assert_eq!(weak["canRunGuests"], true, "a weakness is no failure");
+    fs::write(RUN, "0").unwrap();
 }
 
 /// The device under another name, until dropped.

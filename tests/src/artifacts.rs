@@ -100,10 +100,13 @@ pub fn kvm() -> Result<(), &'static str> {
         }
         let findings = report["findings"].as_array().into_iter().flatten();
         let failed = findings.filter(|finding| finding["verdict"] == "fails");
-        let details: Vec<_> = failed
-            .filter_map(|finding| finding["detail"].as_str())
+        let reasons: Vec<_> = failed
+            .filter_map(|finding| {
+                let (detail, remedy) = (finding["detail"].as_str()?, finding["remedy"].as_str()?);
+                Some(format!("{detail}: {remedy}"))
+            })
             .collect();
-        Err(details.join("; "))
+        Err(reasons.join("; "))
     });
     found.as_ref().copied().map_err(String::as_str)
 }

@@ -1,5 +1,6 @@
 //! Whether this host can run guests. `doctor` and `serve` ask here and say the same words.
 
+use std::fmt;
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -11,25 +12,53 @@ const DEVICE: &str = "/dev/kvm";
 pub const API_VERSION: u32 = 12;
 
 /// Why no guest can run here, with what to do about it.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug)]
 pub enum KvmError {
-    #[error(
-        "{} does not exist: enable VT-x or AMD-V in the firmware (or nested virtualisation, when this is a virtual machine) and load kvm_intel or kvm_amd",
-        path.display()
-    )]
     Absent { path: PathBuf },
-    #[error(
-        "uid {uid} may not open {}: add the user to the group kvm (`usermod -aG kvm NAME`, then log in again) or start as root",
-        path.display()
-    )]
     Permission { path: PathBuf, uid: u32 },
-    #[error("Cannot open {}", path.display())]
-    Open { path: PathBuf, source: io::Error },
-    #[error(
-        "{} opens but cannot run a guest: {why}; use a host whose CPU does the virtualisation, not one that emulates KVM in software",
-        path.display()
-    )]
+    Open { path: PathBuf, why: io::Error },
     CannotRun { path: PathBuf, why: String },
+}
+
+/// Both in one line, which `serve` says.
+impl fmt::Display for KvmError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.cause(), self.remedy())
+    }
+}
+
+impl std::error::Error for KvmError {}
+
+impl KvmError {
+    pub fn cause(&self) -> String {
+        match self {
+            Self::Absent { path } => format!("{} does not exist", path.display()),
+            Self::Permission { path, uid } => {
+                format!("uid {uid} may not open {}", path.display())
+            }
+            Self::Open { path, why } => format!("Cannot open {} ({why})", path.display()),
+            Self::CannotRun { path, why } => {
+                format!("{} opens but cannot run a guest: {why}", path.display())
+            }
+        }
+    }
+
+    pub fn remedy(&self) -> &'static str {
+        match self {
+            Self::Absent { .. } => {
+                "enable VT-x or AMD-V in the firmware (or nested virtualisation, when this is a virtual machine) and load kvm_intel or kvm_amd"
+            }
+            Self::Permission { .. } => {
+                "add the user to the group kvm (`usermod -aG kvm NAME`, then log in again) or start as root"
+            }
+            Self::Open { .. } => {
+                "see what the kernel's log says of kvm (`journalctl --dmesg --grep kvm`)"
+            }
+            Self::CannotRun { .. } => {
+                "use a host whose CPU does the virtualisation, not one that emulates KVM in software"
+            }
+        }
+    }
 }
 
 /// Opens `/dev/kvm` and proves that a guest runs on it.
@@ -61,15 +90,15 @@ fn open(path: &Path) -> Result<File, KvmError> {
         .read(true)
         .write(true)
         .open(&path)
-        .map_err(|source| match source.kind() {
+        .map_err(|why| match why.kind() {
             io::ErrorKind::NotFound => KvmError::Absent { path },
             io::ErrorKind::PermissionDenied => KvmError::Permission {
                 path,
                 uid: rustix::process::geteuid().as_raw(),
             },
             // ENODEV and ENXIO: the node is there, the driver is not.
-            _ if matches!(source.raw_os_error(), Some(6 | 19)) => KvmError::Absent { path },
-            _ => KvmError::Open { path, source },
+            _ if matches!(why.raw_os_error(), Some(6 | 19)) => KvmError::Absent { path },
+            _ => KvmError::Open { path, why },
         })
 }
 

@@ -1,34 +1,19 @@
-//! `cabana doctor`: what this host can do, in words that say what to change.
+//! `cabana doctor`: what this host can do, and how well it keeps sessions apart, in words that say what to change.
+//!
+//! `needs` tries what sessions need, `host` reads how kernel and processor are set up. What is read there follows the host guide of
+//! Firecracker (`docs/prod-host-setup.md`) as far as it is about what we use: there is no tap device, no jailer and no timer chip here.
 
+mod finding;
+mod host;
 pub mod kvm;
+mod needs;
 
 use std::fmt::Write as _;
+use std::path::Path;
 
 use serde::Serialize;
 
-use crate::warden::{self, Confinement};
-
-/// Memory below which hardly a session fits.
-const LITTLE_MEMORY_MIB: u64 = 512;
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Verdict {
-    Ok,
-    /// It works, but something is weaker than it could be.
-    Weaker,
-    /// No guest can run.
-    Fails,
-}
-
-/// One thing that was looked at.
-#[derive(Debug, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Finding {
-    pub name: &'static str,
-    pub verdict: Verdict,
-    pub detail: String,
-}
+pub use finding::{Finding, Severity, Verdict};
 
 /// What `--json` prints.
 #[derive(Debug, Serialize)]
@@ -41,30 +26,48 @@ pub struct Report {
 
 impl Report {
     pub fn make() -> Self {
-        let findings = vec![kvm_finding(), memory(), cgroups(), user(), jail()];
-        let can_run_guests = findings
-            .iter()
-            .all(|finding| finding.verdict != Verdict::Fails);
+        let mut findings = needs::look();
+        findings.extend(host::look(Path::new("/")));
+        Self::of(findings)
+    }
+
+    fn of(findings: Vec<Finding>) -> Self {
         Self {
-            can_run_guests,
+            can_run_guests: findings
+                .iter()
+                .all(|finding| finding.verdict != Verdict::Fails),
             findings,
         }
     }
 
+    /// A line for each finding, with its remedy below it, and the verdict at the end.
     pub fn text(&self) -> String {
+        // Wider than the longest word of each column by the space between columns.
+        const VERDICT: usize = "unknown".len() + 2;
+        const SEVERITY: usize = "critical".len() + 2;
+        let name_width = self
+            .findings
+            .iter()
+            .map(|finding| finding.name.len())
+            .max()
+            .unwrap_or(0)
+            + 2;
         let mut text = String::new();
-        for Finding {
-            name,
-            verdict,
-            detail,
-        } in &self.findings
-        {
-            let mark = match verdict {
-                Verdict::Ok => "ok",
-                Verdict::Weaker => "weaker",
-                Verdict::Fails => "fails",
-            };
-            let _ = writeln!(text, "{mark:<8}{name:<10}{detail}");
+        for finding in &self.findings {
+            let verdict = finding.verdict.word();
+            let severity = finding.severity.map_or("", Severity::word);
+            let _ = writeln!(
+                text,
+                "{verdict:<VERDICT$}{severity:<SEVERITY$}{:<name_width$}{}",
+                finding.name, finding.detail
+            );
+            if let Some(remedy) = &finding.remedy {
+                let indent = VERDICT + SEVERITY + name_width;
+                let _ = writeln!(text, "{:indent$}remedy: {remedy}", "");
+            }
+        }
+        if let Some(summary) = self.weaker() {
+            let _ = writeln!(text, "{summary}");
         }
         text.push_str(if self.can_run_guests {
             "This host can run guests.\n"
@@ -73,127 +76,26 @@ impl Report {
         });
         text
     }
-}
 
-fn kvm_finding() -> Finding {
-    let (verdict, detail) = match kvm::check() {
-        Ok(report) => (
-            Verdict::Ok,
-            format!(
-                "/dev/kvm runs 16-bit and 64-bit guests, up to {} vCPUs each (KVM API version {})",
-                report.max_vcpus,
-                kvm::API_VERSION
-            ),
-        ),
-        Err(error) => (Verdict::Fails, crate::exit::chain(&error)),
-    };
-    Finding {
-        name: "kvm",
-        verdict,
-        detail,
-    }
-}
-
-fn memory() -> Finding {
-    let free = std::fs::read_to_string("/proc/meminfo")
-        .ok()
-        .and_then(|text| available_mib(&text));
-    let (verdict, detail) = match free {
-        Some(mib) if mib < LITTLE_MEMORY_MIB => (
-            Verdict::Weaker,
-            format!("{mib} MiB available: hardly enough for one session"),
-        ),
-        Some(mib) => (Verdict::Ok, format!("{mib} MiB available")),
-        None => (Verdict::Weaker, "/proc/meminfo cannot be read".to_owned()),
-    };
-    Finding {
-        name: "memory",
-        verdict,
-        detail,
-    }
-}
-
-fn available_mib(meminfo: &str) -> Option<u64> {
-    let line = meminfo
-        .lines()
-        .find_map(|line| line.strip_prefix("MemAvailable:"))?;
-    let kib: u64 = line.split_whitespace().next()?.parse().ok()?;
-    Some(kib / 1024)
-}
-
-fn cgroups() -> Finding {
-    let (verdict, detail) = if warden::cgroup_version_2() {
-        controllers(&warden::cgroup_controllers())
-    } else {
-        let detail = "no version 2 at /sys/fs/cgroup: sessions run without CPU and memory limits \
-                      from the host; boot with systemd.unified_cgroup_hierarchy=1";
-        (Verdict::Weaker, detail.to_owned())
-    };
-    Finding {
-        name: "cgroups",
-        verdict,
-        detail,
-    }
-}
-
-/// `io` is not used yet, and is no reason to be worried.
-fn controllers(found: &[String]) -> (Verdict, String) {
-    let missing: Vec<&str> = ["cpu", "memory", "pids"]
-        .into_iter()
-        .filter(|name| !found.iter().any(|found| found == name))
-        .collect();
-    let io = match found.iter().any(|name| name == "io") {
-        true => "and can limit disk access",
-        false => "and cannot limit disk access (no io controller)",
-    };
-    if missing.is_empty() {
-        return (Verdict::Ok, format!("version 2 at /sys/fs/cgroup, {io}"));
-    }
-    let missing = missing.join(" and ");
-    let detail =
-        format!("version 2 at /sys/fs/cgroup without {missing}: sessions run without that limit");
-    (Verdict::Weaker, detail)
-}
-
-/// What a worker could do to this host.
-fn jail() -> Finding {
-    let (verdict, detail) = match warden::look_at_confinement() {
-        Confinement::Whole { landlock } => (
-            Verdict::Ok,
-            format!("workers get an empty root, no network, and landlock (version {landlock})"),
-        ),
-        Confinement::Weaker(lacks) => (Verdict::Weaker, lacks),
-        Confinement::Refused(why) => (
-            Verdict::Fails,
-            format!(
-                "workers cannot be kept from the host, so `serve` starts with --unconfined only: {why}"
-            ),
-        ),
-    };
-    Finding {
-        name: "jail",
-        verdict,
-        detail,
-    }
-}
-
-fn user() -> Finding {
-    let uid = rustix::process::geteuid();
-    let (verdict, detail) = if uid.is_root() {
-        let detail = "root: the appliance and every worker get ids of their own and no capability";
-        (Verdict::Ok, detail.to_owned())
-    } else {
-        let detail = format!(
-            "uid {}: the appliance and all workers share this id, and sessions have no CPU and \
-             memory limits from the host; start as root to separate them",
-            uid.as_raw()
-        );
-        (Verdict::Weaker, detail)
-    };
-    Finding {
-        name: "user",
-        verdict,
-        detail,
+    /// How many findings are weaker than they could be, worst first.
+    fn weaker(&self) -> Option<String> {
+        let weaker: Vec<Severity> = self
+            .findings
+            .iter()
+            .filter(|finding| finding.verdict == Verdict::Weaker)
+            .filter_map(|finding| finding.severity)
+            .collect();
+        if weaker.is_empty() {
+            return None;
+        }
+        let counts: Vec<String> = [Severity::High, Severity::Medium, Severity::Low]
+            .into_iter()
+            .filter_map(|severity| {
+                let count = weaker.iter().filter(|other| **other == severity).count();
+                (count > 0).then(|| format!("{count} {}", severity.word()))
+            })
+            .collect();
+        Some(format!("Weaker than it could be: {}.", counts.join(", ")))
     }
 }
 
@@ -201,70 +103,82 @@ fn user() -> Finding {
 mod tests {
     use super::*;
 
-    fn report(verdicts: &[Verdict]) -> Report {
-        let finding = |verdict: &Verdict| Finding {
-            name: "x",
-            verdict: *verdict,
-            detail: "y".to_owned(),
-        };
-        let findings: Vec<_> = verdicts.iter().map(finding).collect();
-        let can_run_guests = findings
-            .iter()
-            .all(|finding| finding.verdict != Verdict::Fails);
-        Report {
-            can_run_guests,
-            findings,
-        }
+    fn weaker(name: &'static str, severity: Severity) -> Finding {
+        Finding::weaker(name, severity, "seen", "do this")
     }
 
     #[test]
     fn text_ends_with_the_verdict_and_json_has_it_as_a_flag() {
-        let good = report(&[Verdict::Ok, Verdict::Weaker]);
+        let good = Report::of(vec![
+            Finding::ok("x", "y"),
+            weaker("z", Severity::High),
+            Finding::unknown("u", "v"),
+        ]);
         assert!(good.text().ends_with("This host can run guests.\n"));
-        let bad = report(&[Verdict::Ok, Verdict::Fails]);
+        let bad = Report::of(vec![Finding::ok("x", "y"), Finding::fails("k", "d", "r")]);
         assert!(bad.text().ends_with("This host cannot run guests.\n"));
         assert_eq!(serde_json::to_value(&bad).unwrap()["canRunGuests"], false);
     }
 
     #[test]
-    fn available_memory_is_read_in_mib() {
-        let text = "MemTotal:  16000000 kB\nMemAvailable:    2097152 kB\n";
-        assert_eq!(available_mib(text), Some(2048));
-        assert_eq!(available_mib("MemTotal: 1 kB\n"), None);
+    fn details_begin_in_one_column_and_remedies_below_them() {
+        let report = Report::of(vec![
+            Finding::ok("kvm", "runs"),
+            weaker("a_longer_name", Severity::Medium),
+            Finding::unknown("ecc", "nobody says"),
+        ]);
+        let text = report.text();
+        let lines: Vec<&str> = text.lines().collect();
+        let column = lines[0].find("runs").unwrap();
+        assert_eq!(lines[1].find("seen"), Some(column), "{text}");
+        assert_eq!(lines[2].find("remedy: do this"), Some(column), "{text}");
+        assert_eq!(lines[3].find("nobody"), Some(column), "{text}");
+        assert_eq!(lines[4], "Weaker than it could be: 1 medium.", "{text}");
     }
 
     #[test]
-    fn missing_controller_is_named() {
-        let names = |names: &[&str]| {
-            names
-                .iter()
-                .map(|name| (*name).to_owned())
-                .collect::<Vec<_>>()
-        };
-        let (verdict, detail) = controllers(&names(&["cpu", "io", "memory", "pids"]));
-        assert!(
-            verdict == Verdict::Ok && detail.contains("can limit disk"),
-            "{detail}"
-        );
-        let (verdict, detail) = controllers(&names(&["cpu", "memory", "pids"]));
-        assert!(
-            verdict == Verdict::Ok && detail.contains("no io"),
-            "{detail}"
-        );
-        let (verdict, detail) = controllers(&names(&["cpu"]));
-        assert!(
-            verdict == Verdict::Weaker && detail.contains("memory and pids"),
-            "{detail}"
-        );
+    fn json_has_severity_and_remedy_as_fields_of_their_own() {
+        let report = Report::of(vec![Finding::ok("x", "y"), weaker("z", Severity::Low)]);
+        let json = serde_json::to_value(&report).unwrap();
+        assert_eq!(json["findings"][0]["severity"], serde_json::Value::Null);
+        assert_eq!(json["findings"][0]["remedy"], serde_json::Value::Null);
+        assert_eq!(json["findings"][1]["severity"], "low");
+        assert_eq!(json["findings"][1]["remedy"], "do this");
     }
 
     #[test]
-    fn every_finding_has_a_name_and_says_something() {
-        for finding in Report::make().findings {
+    fn worst_findings_are_counted_first() {
+        let report = Report::of(vec![
+            weaker("a", Severity::Low),
+            weaker("b", Severity::High),
+            weaker("c", Severity::Low),
+        ]);
+        assert_eq!(
+            report.weaker().as_deref(),
+            Some("Weaker than it could be: 1 high, 2 low.")
+        );
+        assert_eq!(Report::of(vec![Finding::ok("x", "y")]).weaker(), None);
+    }
+
+    #[test]
+    fn every_finding_of_this_host_says_something_and_a_weak_one_has_a_remedy() {
+        let findings = Report::make().findings;
+        let mut names: Vec<_> = findings
+            .iter()
+            .map(|finding| finding.name.clone())
+            .collect();
+        names.sort();
+        names.dedup();
+        assert_eq!(names.len(), findings.len(), "two findings of one name");
+        for finding in findings {
             assert!(
                 !finding.name.is_empty() && !finding.detail.is_empty(),
                 "{finding:?}"
             );
+            let bad = matches!(finding.verdict, Verdict::Weaker | Verdict::Fails);
+            assert_eq!(finding.severity.is_some(), bad, "{finding:?}");
+            assert_eq!(finding.remedy.is_some(), bad, "{finding:?}");
+            assert!(!finding.detail.contains('\n'), "{finding:?}");
         }
     }
 }

@@ -38,6 +38,7 @@ mod usage;
 mod watch;
 
 pub use ::worker::channel;
+pub use ::worker::landlock::version as landlock_version;
 pub use cgroup::controllers as cgroup_controllers;
 pub use cgroup::{is_version_2 as cgroup_version_2, release as release_cgroup};
 pub use confinement::{Confinement, look as look_at_confinement};

@@ -56,9 +56,10 @@ pub enum Command {
     Stop(Stop),
     /// End all sessions as they become idle, and begin no new ones
     Drain(Drain),
-    /// Say whether this host can run guests, and what to change if not
+    /// Say whether this host can run guests, how well it keeps them apart, and what to change
     #[command(
-        after_help = "Exit code 0: guests can run here. 1: they cannot, and the line says why."
+        after_help = "Each finding is ok, unknown (the host does not tell), weaker (low, medium or high) or fails, with a remedy below it.\n\
+                      Exit code 0: guests can run here, however much is weaker. 1: they cannot, and a line says why."
     )]
     Doctor {
         #[command(flatten)]

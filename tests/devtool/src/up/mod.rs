@@ -148,10 +148,11 @@ pub fn why_not_here(binary: &Path) -> Result<Option<String>> {
     let failed = findings
         .iter()
         .find(|finding| finding["verdict"] == "fails");
-    let reason = failed
-        .and_then(|finding| finding["detail"].as_str())
-        .unwrap_or("cabana doctor gives no reason");
-    Ok(Some(reason.to_owned()))
+    let said = |name: &str| failed.and_then(|finding| finding[name].as_str());
+    Ok(Some(match (said("detail"), said("remedy")) {
+        (Some(detail), Some(remedy)) => format!("{detail}: {remedy}"),
+        _ => "cabana doctor gives no reason".to_owned(),
+    }))
 }
 
 fn free_port() -> Result<u16> {
