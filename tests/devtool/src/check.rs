@@ -8,15 +8,26 @@ use anyhow::Result;
 use crate::cache::Cache;
 use crate::suite::Report;
 use crate::workspace::Workspace;
-use crate::{azure_sdk, command, guest, packages, schemathesis, suite};
+use crate::{azure_sdk, command, deny, guest, packages, schemathesis, suite};
+
+#[derive(Debug, Default, clap::Args)]
+pub struct Arguments {
+    /// Fail where the database of published faults of crates cannot be fetched (also: CABANA_REQUIRE_ADVISORIES=1)
+    #[arg(long)]
+    advisories: bool,
+}
 
 /// `cargo dev check`
-pub fn run(workspace: &Workspace) -> Result<Report> {
-    run_with(workspace, &[])
+pub fn run(workspace: &Workspace, arguments: &Arguments) -> Result<Report> {
+    run_with(workspace, arguments, &[])
 }
 
 /// The same, with variables that name what some unit tests need.
-pub fn run_with(workspace: &Workspace, variables: &[(&str, PathBuf)]) -> Result<Report> {
+pub fn run_with(
+    workspace: &Workspace,
+    arguments: &Arguments,
+    variables: &[(&str, PathBuf)],
+) -> Result<Report> {
     // The appliance embeds the guest, so that even its lints need one.
     let cache = Cache::open()?;
     guest::build(workspace, &cache)?;
@@ -27,6 +38,7 @@ pub fn run_with(workspace: &Workspace, variables: &[(&str, PathBuf)]) -> Result<
         "Format",
         workspace.cargo().args(["fmt", "--all", "--check"]),
     )?;
+    deny::check(workspace, &cache, arguments.advisories)?;
     titled(
         "Lints",
         workspace.cargo().args([

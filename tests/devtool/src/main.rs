@@ -10,6 +10,7 @@ mod check;
 mod children;
 mod command;
 mod cpio;
+mod deny;
 mod fuzz;
 mod guest;
 mod images;
@@ -55,8 +56,8 @@ enum Task {
     Up(up::Arguments),
     /// Everything that CI runs: check, then all tests, those of the microVM inside the lab
     Test(suite::Arguments),
-    /// Format, lints, documentation, unit tests and dependency direction
-    Check,
+    /// Format, lints, documentation, licences and faults of crates, unit tests and dependency direction
+    Check(check::Arguments),
     /// Build what the binary embeds: guest kernel, initramfs, scratch file system and the worker
     Guest,
     /// Boot a machine with a real KVM inside QEMU and run a command in it
@@ -81,7 +82,9 @@ fn main() -> ExitCode {
     let outcome = children::watch_signals().and_then(|()| match arguments.command {
         Task::Up(arguments) => up::run(&workspace()?, &arguments),
         Task::Test(arguments) => suite::run(&workspace()?, &arguments),
-        Task::Check => check::run(&workspace()?).map(|report| suite::exit_code(&report)),
+        Task::Check(arguments) => {
+            check::run(&workspace()?, &arguments).map(|report| suite::exit_code(&report))
+        }
         Task::Guest => guest::run(&workspace()?),
         Task::Lab(arguments) => lab::run(&workspace()?, &arguments),
         Task::Bench(arguments) => bench::run(&workspace()?, &arguments),

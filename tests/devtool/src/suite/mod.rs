@@ -46,7 +46,11 @@ pub fn run(workspace: &Workspace, arguments: &Arguments) -> Result<ExitCode> {
     let mut report = if only.is_none() {
         // The image that is also unpacked by others, to compare.
         let image = images::python(workspace, &Cache::open()?)?;
-        check::run_with(workspace, &[("CABANA_PYTHON_IMAGE", image)])?
+        check::run_with(
+            workspace,
+            &check::Arguments::default(),
+            &[("CABANA_PYTHON_IMAGE", image)],
+        )?
     } else {
         Report::default()
     };
