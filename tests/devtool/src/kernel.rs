@@ -60,6 +60,30 @@ struct Source {
     oldest: String,
 }
 
+/// What the kernel is made of, for who asks what is in the binary.
+pub struct Origin {
+    pub package: String,
+    pub version: String,
+    /// The source as Debian packs it.
+    pub archive: PathBuf,
+    pub patches: Vec<PathBuf>,
+}
+
+pub fn origin(workspace: &Workspace) -> Result<Origin> {
+    let folder = workspace.path("kernel-config");
+    let source = Source::read(&folder.join("SOURCE"))?;
+    let patches = folder.join("patches");
+    Ok(Origin {
+        version: packages::version(&source.package)?,
+        archive: source.archive(),
+        patches: read_files(&patches, "patch")?
+            .keys()
+            .map(|name| patches.join(name))
+            .collect(),
+        package: source.package,
+    })
+}
+
 /// A folder with `vmlinux`, `vmlinux.zst`, `System.map` and the final `config`.
 pub fn ensure(workspace: &Workspace, cache: &Cache) -> Result<PathBuf> {
     let folder = workspace.path("kernel-config");
@@ -107,12 +131,13 @@ fn build(
 ) -> Result<()> {
     let log = workspace.logs().join("kernel.log");
     let step = Step::start("Unpacking the kernel source");
-    let archive = format!("/usr/src/{}.tar.xz", source.package);
     let tree = result.join("source");
     fs::create_dir(&tree).context("Cannot create the source folder")?;
     command::logged(
         Command::new("tar")
-            .args(["--strip-components=1", "-xf", &archive, "-C"])
+            .args(["--strip-components=1", "-xf"])
+            .arg(source.archive())
+            .arg("-C")
             .arg(&tree),
         &log,
         |_| {},
@@ -308,6 +333,11 @@ fn unfulfilled(requests: &[Request], config: &str) -> Vec<String> {
 // === impl Source ===
 
 impl Source {
+    /// Where the package puts it.
+    fn archive(&self) -> PathBuf {
+        PathBuf::from(format!("/usr/src/{}.tar.xz", self.package))
+    }
+
     fn read(path: &Path) -> Result<Self> {
         let text =
             fs::read_to_string(path).with_context(|| format!("Cannot read {}", path.display()))?;

@@ -23,6 +23,7 @@ mod packages;
 mod progress;
 mod python;
 mod registry;
+mod release;
 mod schemathesis;
 mod suite;
 mod up;
@@ -60,6 +61,8 @@ enum Task {
     Check(check::Arguments),
     /// Build what the binary embeds: guest kernel, initramfs, scratch file system and the worker
     Guest,
+    /// Build the binary as it is given to others: reproducible, with the list of what is in it and checksums
+    Release(release::Arguments),
     /// Boot a machine with a real KVM inside QEMU and run a command in it
     Lab(lab::Arguments),
     /// Measure the promises of the README
@@ -86,6 +89,7 @@ fn main() -> ExitCode {
             check::run(&workspace()?, &arguments).map(|report| suite::exit_code(&report))
         }
         Task::Guest => guest::run(&workspace()?),
+        Task::Release(arguments) => release::run(&workspace()?, &arguments),
         Task::Lab(arguments) => lab::run(&workspace()?, &arguments),
         Task::Bench(arguments) => bench::run(&workspace()?, &arguments),
         Task::Fuzz(arguments) => fuzz::run(&workspace()?, &arguments),

@@ -1,16 +1,27 @@
 //! Where things are in the checkout, and how cargo is called for it.
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context as _, Result};
 
 /// The target of `.cargo/config.toml`: what we ship is built for it, statically linked.
-const TRIPLE: &str = "x86_64-unknown-linux-gnu";
+pub const TRIPLE: &str = "x86_64-unknown-linux-gnu";
 
-/// The checkout that this program was built from.
+/// The checkout that this program was built from, or a copy of it that a release is built in.
 pub struct Workspace {
     root: PathBuf,
+    /// Absent for everyday builds, which go where cargo puts them.
+    recipe: Option<Recipe>,
+}
+
+/// How cargo is called so that the place of the build is not in the result.
+pub struct Recipe {
+    pub target: PathBuf,
+    /// `--config` and `--locked`: what stands before the name of cargo's command, and works for each.
+    pub settings: Vec<String>,
+    pub environment: Vec<(String, OsString)>,
 }
 
 impl Workspace {
@@ -22,7 +33,15 @@ impl Workspace {
                 root.display()
             )
         })?;
-        Ok(Self { root })
+        Ok(Self { root, recipe: None })
+    }
+
+    /// The checkout at `root`, built by `recipe`.
+    pub fn with_recipe(root: PathBuf, recipe: Recipe) -> Self {
+        Self {
+            root,
+            recipe: Some(recipe),
+        }
     }
 
     pub fn path(&self, relative: &str) -> PathBuf {
@@ -31,6 +50,9 @@ impl Workspace {
 
     /// Where cargo puts what it builds.
     pub fn target(&self) -> PathBuf {
+        if let Some(recipe) = &self.recipe {
+            return recipe.target.clone();
+        }
         std::env::var_os("CARGO_TARGET_DIR")
             .map_or_else(|| self.root.join("target"), |target| self.root.join(target))
     }
@@ -47,12 +69,19 @@ impl Workspace {
 
     /// Where `appliance/build.rs` looks for the guest, see `.cargo/config.toml`.
     pub fn guest(&self) -> PathBuf {
-        self.root.join("target/guest")
+        self.embedded("guest")
     }
 
     /// Where it looks for the worker.
     pub fn worker(&self) -> PathBuf {
-        self.root.join("target/worker")
+        self.embedded("worker")
+    }
+
+    fn embedded(&self, name: &str) -> PathBuf {
+        match &self.recipe {
+            Some(recipe) => recipe.target.join(name),
+            None => self.root.join("target").join(name),
+        }
     }
 
     /// Logs of long steps.
@@ -64,6 +93,18 @@ impl Workspace {
         let program = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
         let mut command = Command::new(program);
         command.current_dir(&self.root);
+        if let Some(recipe) = &self.recipe {
+            // Flags of whoever calls us would go before those of the recipe, and into the result.
+            command
+                .env_remove("RUSTFLAGS")
+                .env_remove("CARGO_ENCODED_RUSTFLAGS");
+            command
+                .env("CARGO_TARGET_DIR", &recipe.target)
+                .env("CABANA_GUEST_DIR", self.guest())
+                .env("CABANA_WORKER_DIR", self.worker());
+            command.envs(recipe.environment.iter().cloned());
+            command.args(&recipe.settings);
+        }
         command
     }
 }

@@ -57,6 +57,10 @@ pub fn run(workspace: &Workspace, arguments: &Arguments) -> Result<ExitCode> {
     if report.failed() == 0 {
         report.merge(run_in_labs(workspace, only)?);
     }
+    if only.is_none() && report.failed() == 0 {
+        eprintln!("== The list of what is in the binary");
+        crate::release::list_everyday(workspace, &Cache::open()?)?;
+    }
     eprintln!("All tests: {} s", started.elapsed().as_secs());
     for (program, test, reason) in report.skipped() {
         println!("skipped: {program}: {test}: {reason}");
