@@ -187,12 +187,14 @@ fn smt(control: Option<&str>, active: Option<&str>) -> Finding {
     }
 }
 
-/// Whether there is newer microcode is known to kernels from 6.16 on only.
+/// Whether there is newer microcode is known to kernels from 6.16 on, and of Intel's processors only: of others they say that they are not
+/// affected.
 fn microcode(cpu: Option<&str>, old: Option<&str>) -> Finding {
     let version = cpu.and_then(|cpu| value(cpu, "microcode"));
     let version = version.unwrap_or("of unknown version");
+    let intel = cpu.and_then(|cpu| value(cpu, "vendor_id")) == Some("GenuineIntel");
     match old.map(judge) {
-        Some(Flaw::NotAffected) => {
+        Some(Flaw::NotAffected) if intel => {
             Finding::ok("microcode", format!("{version}: the kernel knows no newer"))
         }
         Some(Flaw::Open) => Finding::weaker(
@@ -203,7 +205,9 @@ fn microcode(cpu: Option<&str>, old: Option<&str>) -> Finding {
         ),
         _ => Finding::unknown(
             "microcode",
-            format!("{version}: whether there is newer is told by kernels from 6.16 on"),
+            format!(
+                "{version}: whether there is newer is told by kernels from 6.16 on, of Intel's processors"
+            ),
         ),
     }
 }
@@ -450,7 +454,7 @@ mod tests {
 
     #[test]
     fn microcode_is_old_where_the_kernel_says_so() {
-        let cpu = "processor\t: 0\nmicrocode\t: 0x830107c\nflags\t\t: fpu svm\n";
+        let cpu = "processor\t: 0\nvendor_id\t: GenuineIntel\nmicrocode\t: 0x830107c\n";
         assert_eq!(
             microcode(Some(cpu), Some("Not affected")).verdict,
             Verdict::Ok
@@ -458,6 +462,11 @@ mod tests {
         let old = microcode(Some(cpu), Some("Vulnerable"));
         assert_eq!(old.severity, Some(Severity::High), "{old:?}");
         assert!(old.detail.contains("0x830107c"), "{old:?}");
+        let amd = "vendor_id\t: AuthenticAMD\nmicrocode\t: 0x830107c\n";
+        assert_eq!(
+            microcode(Some(amd), Some("Not affected")).verdict,
+            Verdict::Unknown
+        );
         assert_eq!(microcode(Some(cpu), None).verdict, Verdict::Unknown);
         assert_eq!(microcode(None, None).verdict, Verdict::Unknown);
     }
