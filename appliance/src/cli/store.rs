@@ -2,7 +2,7 @@
 
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, chown};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, lchown};
 use std::path::Path;
 
 use serde_json::json;
@@ -136,7 +136,8 @@ fn ensure_folder(folder: &Path, root: &Path) -> Result<(), Failure> {
         .map_err(cannot("make", folder))?;
     if rustix::process::geteuid().is_root() {
         let uid = Some(config.uid_base);
-        chown(folder, uid, uid).map_err(cannot("change the owner of", folder))?;
+        // Made a moment ago, by us; and no link is followed all the same.
+        lchown(folder, uid, uid).map_err(cannot("change the owner of", folder))?;
     }
     Ok(())
 }

@@ -157,8 +157,8 @@ fn give(path: &Path, uid: Option<u32>) -> Result<(), FolderError> {
         .st_uid;
     let wanted = uid.unwrap_or_else(|| rustix::process::geteuid().as_raw());
     if found != wanted {
-        let mut entries = std::fs::read_dir(path).map_err(failed("read", path))?;
-        if uid.is_none() || entries.next().is_some() {
+        let is_empty = is_empty(&folder).map_err(|e| failed("read", path)(e.into()))?;
+        if uid.is_none() || !is_empty {
             return Err(FolderError::Owner {
                 path: path.to_owned(),
                 found,
@@ -171,6 +171,16 @@ fn give(path: &Path, uid: Option<u32>) -> Result<(), FolderError> {
     }
     rustix::fs::fchmod(&folder, Mode::RWXU)
         .map_err(|error| failed("change the mode of", path)(error.into()))
+}
+
+/// Asked of the folder that is open, whatever its name means by now.
+fn is_empty(folder: &OwnedFd) -> rustix::io::Result<bool> {
+    for entry in rustix::fs::Dir::read_from(folder)? {
+        if !matches!(entry?.file_name().to_bytes(), b"." | b"..") {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 /// Every folder on the way must let others pass.
@@ -195,6 +205,10 @@ fn clear(run: &Path) -> Result<(), FolderError> {
         result => result.map_err(failed("clear", run)),
     }
 }
+
+#[cfg(test)]
+#[path = "folders_hostile_tests.rs"]
+mod hostile_tests;
 
 #[cfg(test)]
 mod tests {
