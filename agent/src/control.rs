@@ -87,7 +87,7 @@ impl Queued {
             GuestMessage::Hello { .. } => Kind::Greeting,
             GuestMessage::Started { .. }
             | GuestMessage::Ready
-            | GuestMessage::Exited { .. }
+            | GuestMessage::Exited(_)
             | GuestMessage::Failed { .. } => Kind::Lasting,
             // A snapshot lies between two streams: what was renewed and frozen on the one says nothing
             // about the other.
@@ -393,9 +393,7 @@ mod tests {
         // The stream takes a part of the queue and then breaks.
         let text = "x".repeat(16 << 10);
         while control.send(&line(&text)) {}
-        control.send(&GuestMessage::Exited {
-            exit: Exit::Code(1),
-        });
+        control.send(&GuestMessage::Exited(Exit::Code(1).into()));
         control.flush(now);
         assert!(
             control.sent_of_first > 0,
@@ -439,9 +437,7 @@ mod tests {
         );
         assert_eq!(
             messages[queued + 1],
-            GuestMessage::Exited {
-                exit: Exit::Code(1)
-            }
+            GuestMessage::Exited(Exit::Code(1).into())
         );
     }
 

@@ -318,12 +318,12 @@ impl Supervisor {
                 }
             }
             News::Failed(message) => GuestMessage::Failed { message },
-            News::Exited(exit) => {
+            News::Exited(ending) => {
                 self.probe.stop();
                 self.is_ready = false;
                 self.operator.on_container_ended();
                 self.send_last_output();
-                GuestMessage::Exited { exit }
+                GuestMessage::Exited(ending)
             }
         };
         self.control.send(&message);

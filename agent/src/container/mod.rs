@@ -9,6 +9,7 @@ pub mod exec;
 mod freezer;
 mod identity;
 mod launch;
+mod memory;
 pub mod passing;
 pub mod root;
 mod signal;
@@ -22,7 +23,7 @@ use std::os::unix::net::UnixStream;
 use rustix::io::{FdFlags, fcntl_setfd};
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open};
-use wire::{ContainerSpec, Exit, Identity, Stream};
+use wire::{ContainerSpec, Ending, Exit, Identity, Stream};
 
 use crate::attempt::{Attempt, SetupError, chain};
 use crate::cli::StageOptions;
@@ -87,12 +88,15 @@ enum Phase {
 pub enum News {
     Started(Pid),
     Failed(String),
-    Exited(Exit),
+    Exited(Ending),
 }
 
 impl Container {
     /// Starts the stage.
     pub fn prepare(options: &StageOptions, poller: &Poller) -> Result<Self, SetupError> {
+        if let Some(cgroup) = &options.cgroup {
+            memory::end_as_one(cgroup)?;
+        }
         let (channel, theirs) = UnixStream::pair().attempt(|| "make a socket pair".into())?;
         channel
             .set_nonblocking(true)
@@ -326,7 +330,13 @@ impl Container {
             let _ = rustix::process::kill_process_group(pid, Signal::KILL);
             reaper::kill_children();
         }
-        exit.map(News::Exited)
+        let cgroup = self.options.cgroup.as_deref();
+        exit.map(|exit| {
+            News::Exited(Ending {
+                exit,
+                out_of_memory: cgroup.is_some_and(|cgroup| memory::has_run_out(cgroup, exit)),
+            })
+        })
     }
 
     /// Asks it to end. What has not started or is frozen is ended at once: the one has nothing to finish,

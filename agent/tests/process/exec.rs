@@ -494,7 +494,7 @@ fn nonsense_closes_its_stream_and_nothing_else() {
     }
     assert_eq!(run(&agent, script("echo fine")).out, "fine\n");
     control.stop(Duration::ZERO);
-    assert!(matches!(control.next(), GuestMessage::Exited { .. }));
+    assert!(matches!(control.next(), GuestMessage::Exited(_)));
 }
 
 #[test]
@@ -522,7 +522,7 @@ fn isolated_command_is_where_the_container_is_and_sees_what_it_sees() {
     let mut beside = Exec::start(&agent, script("echo beside; exec sleep 1000"));
     beside.until("beside");
     control.stop(Duration::ZERO);
-    assert!(matches!(control.next(), GuestMessage::Exited { .. }));
+    assert!(matches!(control.next(), GuestMessage::Exited(_)));
     assert_eq!(beside.outcome().end, ended(137));
 }
 

@@ -172,12 +172,7 @@ fn stop_kills_a_frozen_container_without_letting_it_run() {
     let agent = Agent::start_with(&cgroup.arguments());
     let mut control = frozen(&agent, &target);
     control.stop(Duration::from_secs(1000));
-    assert_eq!(
-        control.next(),
-        GuestMessage::Exited {
-            exit: Exit::Signal(9)
-        }
-    );
+    assert_eq!(control.next(), GuestMessage::Exited(Exit::Signal(9).into()));
     control.expect_end();
     drop(control);
     assert!(agent.wait().0.success());

@@ -256,7 +256,7 @@ impl Control {
                     stream: Stream::Stderr,
                     line,
                 } => err.push(line),
-                GuestMessage::Exited { exit } => return (out, err, exit),
+                GuestMessage::Exited(ending) => return (out, err, ending.exit),
                 other => panic!("not output: {other:?}"),
             }
         }
@@ -274,7 +274,7 @@ impl Control {
     pub fn failure(&mut self) -> (String, Exit) {
         let message = self.refusal();
         match self.next() {
-            GuestMessage::Exited { exit } => (message, exit),
+            GuestMessage::Exited(ending) => (message, ending.exit),
             other => panic!("not an exit: {other:?}"),
         }
     }

@@ -75,12 +75,7 @@ fn agent_stays_after_the_container_ended_until_it_is_stopped() {
     drop(control);
     let mut control = agent.greeted();
     assert!(matches!(control.next(), GuestMessage::Started { .. }));
-    assert_eq!(
-        control.next(),
-        GuestMessage::Exited {
-            exit: Exit::Code(1)
-        }
-    );
+    assert_eq!(control.next(), GuestMessage::Exited(Exit::Code(1).into()));
     control.stop(Duration::ZERO);
     control.expect_end();
 }

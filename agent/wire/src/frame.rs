@@ -131,10 +131,7 @@ mod tests {
 
     #[test]
     fn stream_that_ends_between_frames_is_closed_and_inside_one_is_an_error() {
-        let whole = encode(&GuestMessage::Exited {
-            exit: Exit::Code(3),
-        })
-        .unwrap();
+        let whole = encode(&GuestMessage::Exited(Exit::Code(3).into())).unwrap();
         for cut in 0..whole.len() {
             let error = read_frame::<GuestMessage>(&mut &whole[..cut]).unwrap_err();
             assert_eq!(

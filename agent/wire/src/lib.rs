@@ -18,7 +18,7 @@ pub mod message;
 pub mod timing;
 
 pub use frame::{FrameError, MAX_FRAME_BYTES, read_frame, write_frame};
-pub use message::{ContainerSpec, Exit, GuestMessage, HostMessage, Identity, Stream};
+pub use message::{ContainerSpec, Ending, Exit, GuestMessage, HostMessage, Identity, Stream};
 
 /// The version of the messages, sent in [`GuestMessage::Hello`]. Raised when a change is more than
 /// a new optional field or a new message that the other side may ignore.

@@ -72,10 +72,7 @@ pub enum GuestMessage {
     /// The container's first process ended, and all its output has been sent. The agent stays
     /// until it is told to stop. After a stop it then ends the stream and waits a moment for the host to close
     /// it, too, before it powers off.
-    Exited {
-        /// How it ended.
-        exit: Exit,
-    },
+    Exited(Ending),
     /// What the host asked for could not be done. If the container could not be started, [`Exited`](Self::Exited)
     /// follows with the exit code that a shell would give: 125 (cannot be set up), 126 (not
     /// executable) or 127 (not found). It does not follow when the guest itself could not be
@@ -105,6 +102,37 @@ impl fmt::Display for Exit {
             Self::Code(code) => write!(f, "exit status {code}"),
             Self::Signal(signal) => write!(f, "signal {signal}"),
         }
+    }
+}
+
+/// How a container ended, and why, if the agent knows more than its parent would.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Ending {
+    /// How its first process ended.
+    pub exit: Exit,
+    /// The guest had no memory left, and its kernel has ended processes of the container for that.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub out_of_memory: bool,
+}
+
+impl From<Exit> for Ending {
+    fn from(exit: Exit) -> Self {
+        Self {
+            exit,
+            out_of_memory: false,
+        }
+    }
+}
+
+impl fmt::Display for Ending {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.exit.fmt(f)?;
+        if self.out_of_memory {
+            // The word is what a program looks for.
+            f.write_str(": OutOfMemory, it wanted more than the memory of its session")?;
+        }
+        Ok(())
     }
 }
 
@@ -202,6 +230,22 @@ mod tests {
             (spec.argv.as_slice(), spec.target_port),
             (&["/bin/true".to_owned()][..], 80)
         );
+    }
+
+    #[test]
+    fn ending_for_want_of_memory_says_so_and_any_other_looks_as_it_always_did() {
+        let plain = GuestMessage::Exited(Exit::Signal(9).into());
+        let text = r#"{"type":"exited","exit":{"signal":9}}"#;
+        assert_eq!(serde_json::to_string(&plain).unwrap(), text);
+        assert_eq!(serde_json::from_str::<GuestMessage>(text).unwrap(), plain);
+        let ending = Ending {
+            exit: Exit::Signal(9),
+            out_of_memory: true,
+        };
+        let told = serde_json::to_string(&GuestMessage::Exited(ending)).unwrap();
+        let heard = serde_json::from_str::<GuestMessage>(&told).unwrap();
+        assert_eq!(heard, GuestMessage::Exited(ending));
+        assert!(ending.to_string().contains("OutOfMemory"), "{ending}");
     }
 
     fn identity() -> Identity {

@@ -173,7 +173,7 @@ impl Run {
                     self.sample.total = *elapsed;
                 }
                 WorkerEvent::StartFailed { message } => bail!("{message}"),
-                WorkerEvent::ContainerExited(exit) => bail!("the container ended with {exit}"),
+                WorkerEvent::ContainerExited(ending) => bail!("the container ended with {ending}"),
                 WorkerEvent::Gone(exit) => bail!("{exit}"),
                 WorkerEvent::Started | WorkerEvent::Ready | WorkerEvent::Held => {}
             }

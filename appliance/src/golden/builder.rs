@@ -249,8 +249,8 @@ impl Builder {
                         renewed = true;
                         continue;
                     }
-                    Some(WorkerEvent::ContainerExited(exit)) => StartFailureCause::Exited {
-                        how: exit.to_string(),
+                    Some(WorkerEvent::ContainerExited(ending)) => StartFailureCause::Exited {
+                        how: ending.to_string(),
                         port,
                     },
                     Some(WorkerEvent::StartFailed { message }) => {
@@ -321,8 +321,8 @@ impl Failure {
 async fn ended(events: &mut mpsc::Receiver<WorkerEvent>) -> StartFailureCause {
     loop {
         return match events.recv().await {
-            Some(WorkerEvent::ContainerExited(exit)) => StartFailureCause::Ended {
-                how: exit.to_string(),
+            Some(WorkerEvent::ContainerExited(ending)) => StartFailureCause::Ended {
+                how: ending.to_string(),
             },
             Some(WorkerEvent::StartFailed { message }) => StartFailureCause::Container { message },
             Some(WorkerEvent::Gone(exit)) => StartFailureCause::GuestEnded {

@@ -277,8 +277,8 @@ fn translate(mut events: mpsc::Receiver<WorkerEvent>) -> mpsc::Receiver<GuestEve
         while let Some(event) = events.recv().await {
             let event = match event {
                 WorkerEvent::Ready => GuestEvent::Ready,
-                WorkerEvent::ContainerExited(exit) => GuestEvent::ContainerExited {
-                    how: exit.to_string(),
+                WorkerEvent::ContainerExited(ending) => GuestEvent::ContainerExited {
+                    how: ending.to_string(),
                 },
                 WorkerEvent::StartFailed { message } => GuestEvent::StartFailed { message },
                 WorkerEvent::Gone(exit) => GuestEvent::Gone {

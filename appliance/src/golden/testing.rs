@@ -210,7 +210,7 @@ fn story(fate: Fate, forked: bool, purpose: Purpose) -> Vec<WorkerEvent> {
         elapsed,
         steps: vec![],
     };
-    let exited = || WorkerEvent::ContainerExited(wire::Exit::Code(3));
+    let exited = || WorkerEvent::ContainerExited(wire::Exit::Code(3).into());
     match (fate, purpose) {
         (Fate::Dies, _) => vec![booted],
         (Fate::Silent, _) => vec![],

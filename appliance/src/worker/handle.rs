@@ -47,7 +47,7 @@ pub enum WorkerEvent {
     /// A golden is where it is to be saved.
     Held,
     /// The container's first process ended. The guest is still there until it is stopped.
-    ContainerExited(wire::Exit),
+    ContainerExited(wire::Ending),
     /// The guest could not be given an identity, and is killed; or its container could not be
     /// started, for example because its command does not exist.
     StartFailed { message: String },

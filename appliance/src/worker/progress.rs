@@ -12,7 +12,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use wire::{Exit, GuestMessage, Stream};
+use wire::{Ending, GuestMessage, Stream};
 
 use super::launch::{Purpose, Source};
 use super::spec::ForkPoint;
@@ -93,7 +93,7 @@ pub enum Told {
     Started,
     Ready,
     Held,
-    Exited(Exit),
+    Exited(Ending),
     Failed(String),
 }
 
@@ -339,7 +339,7 @@ impl Progress {
 
     fn on_end(&mut self, message: GuestMessage) -> Vec<Act> {
         let told = match message {
-            GuestMessage::Exited { exit } => Told::Exited(exit),
+            GuestMessage::Exited(ending) => Told::Exited(ending),
             GuestMessage::Failed { message } => Told::Failed(message),
             GuestMessage::Hello { .. }
             | GuestMessage::Renewed
@@ -361,7 +361,7 @@ impl Progress {
             GuestMessage::Started { .. } => "its container has started",
             GuestMessage::Ready => "its container is ready",
             GuestMessage::Output { .. } => "its container has written something",
-            GuestMessage::Exited { .. } => "its container has ended",
+            GuestMessage::Exited(_) => "its container has ended",
             GuestMessage::Renewed => "it has an identity that nobody gave it",
             GuestMessage::Failed { message } => {
                 return self.fail(format!("The guest failed: {message}"));

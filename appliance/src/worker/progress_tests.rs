@@ -1,3 +1,5 @@
+use wire::Exit;
+
 use super::*;
 use crate::worker::launch::{Snapshot, WorkingSet};
 use wire::{ContainerSpec, Stream};
@@ -124,9 +126,7 @@ fn container_that_runs_before_its_guest_is_renewed_is_the_end_of_that_guest() {
         STARTED,
         GuestMessage::Ready,
         output("x"),
-        GuestMessage::Exited {
-            exit: Exit::Code(0),
-        },
+        GuestMessage::Exited(Exit::Code(0).into()),
     ];
     for claim in claims {
         for make in [
@@ -148,7 +148,7 @@ fn container_that_ended_while_it_was_frozen_is_the_end_of_the_fork() {
     let mut progress = session(&fork(), ForkPoint::AfterReady);
     progress.on(HELLO);
     let exit = Exit::Code(0);
-    killed(&progress.on(GuestMessage::Exited { exit }), "has ended");
+    killed(&progress.on(GuestMessage::Exited(exit.into())), "has ended");
 }
 
 #[test]
@@ -258,7 +258,7 @@ fn only_the_container_of_a_golden_that_runs_is_frozen() {
     }
     held.on(HELLO);
     let exit = Exit::Code(0);
-    ended.on(GuestMessage::Exited { exit });
+    ended.on(GuestMessage::Exited(exit.into()));
     for mut progress in [session, held, ended] {
         assert_eq!(progress.freeze_when_ready(), []);
     }
@@ -310,7 +310,7 @@ fn end_of_a_container_is_told_once() {
         [Act::Tell(Told::Failed("not found".to_owned()))]
     );
     let exit = Exit::Code(127);
-    assert_eq!(progress.on(GuestMessage::Exited { exit }), []);
+    assert_eq!(progress.on(GuestMessage::Exited(exit.into())), []);
     assert_eq!(progress.fail("late".to_owned()), [Act::Kill]);
 }
 
@@ -328,11 +328,11 @@ fn adopted_guest_runs_and_what_its_agent_says_again_is_no_news() {
     );
     let exit = Exit::Code(3);
     assert_eq!(
-        progress.on(GuestMessage::Exited { exit }),
-        [Act::Tell(Told::Exited(exit))]
+        progress.on(GuestMessage::Exited(exit.into())),
+        [Act::Tell(Told::Exited(exit.into()))]
     );
     assert_eq!(progress.on(HELLO), [Act::Heard { version: 2 }]);
-    assert_eq!(progress.on(GuestMessage::Exited { exit }), []);
+    assert_eq!(progress.on(GuestMessage::Exited(exit.into())), []);
 }
 
 #[test]

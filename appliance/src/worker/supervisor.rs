@@ -222,7 +222,7 @@ impl Supervisor {
                 tracing::info!(worker = %self.id, ?elapsed, "Golden is held");
                 WorkerEvent::Held
             }
-            Told::Exited(exit) => WorkerEvent::ContainerExited(exit),
+            Told::Exited(ending) => WorkerEvent::ContainerExited(ending),
             Told::Failed(message) => {
                 tracing::info!(worker = %self.id, ?elapsed, "Start failed");
                 WorkerEvent::StartFailed {

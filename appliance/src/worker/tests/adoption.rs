@@ -91,7 +91,7 @@ async fn worker_is_taken_over_with_its_folder_used_at_once_and_stopped_in_order(
         say(&mut control, &GuestMessage::Ready);
         assert_eq!(hear(&mut control), HostMessage::Stop { grace_ms: 1000 });
         let exit = Exit::Signal(15);
-        say(&mut control, &GuestMessage::Exited { exit });
+        say(&mut control, &GuestMessage::Exited(exit.into()));
         drop((control, running.worker));
         let status = Status::Unknown;
         let report = None;
@@ -192,7 +192,7 @@ async fn agents_of_older_and_newer_versions_are_kept_and_commands_refused_where_
                 assert_eq!(line, "CONNECT 1027");
                 drop(answer(stream));
             }
-            say(&mut control, &GuestMessage::Exited { exit });
+            say(&mut control, &GuestMessage::Exited(exit.into()));
             warden.stay();
             drop(running.worker);
         });

@@ -39,12 +39,7 @@ async fn life_of_a_worker_is_told_in_order_and_nothing_is_left_at_its_end() {
         );
         say(&mut guest, &GuestMessage::Ready);
         assert_eq!(hear(&mut guest), HostMessage::Stop { grace_ms: 1000 });
-        say(
-            &mut guest,
-            &GuestMessage::Exited {
-                exit: Exit::Signal(15),
-            },
-        );
+        say(&mut guest, &GuestMessage::Exited(Exit::Signal(15).into()));
         let id = worker.id;
         drop((guest, worker));
         warden.end(id, POWER_OFF);
@@ -66,7 +61,7 @@ async fn life_of_a_worker_is_told_in_order_and_nothing_is_left_at_its_end() {
     assert_eq!(setting.folders(), 0);
     let exited = next(&mut events).await;
     assert!(
-        matches!(exited, WorkerEvent::ContainerExited(Exit::Signal(15))),
+        matches!(&exited, WorkerEvent::ContainerExited(ending) if ending.exit == Exit::Signal(15)),
         "{exited:?}"
     );
     assert_eq!(gone(&mut events).await, WorkerExit::PowerOff);
@@ -226,12 +221,7 @@ async fn guest_that_repeats_itself_is_believed_once() {
                     message: "a\nb".to_owned(),
                 },
             );
-            say(
-                &mut guest,
-                &GuestMessage::Exited {
-                    exit: Exit::Code(0),
-                },
-            );
+            say(&mut guest, &GuestMessage::Exited(Exit::Code(0).into()));
         }
         warden.limited(&worker);
         started(&mut guest);
