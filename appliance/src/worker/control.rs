@@ -8,8 +8,11 @@ use std::path::PathBuf;
 
 use tokio::io::Interest;
 use tokio::net::UnixStream;
+use tokio::time::Instant;
 use wire::frame::{checked_length, decode, encode};
 use wire::{FrameError, GuestMessage, HostMessage};
+
+use super::intake::Intake;
 
 /// The longest answer of the worker's socket, `protocol` in the README.
 pub const MAX_ANSWER_BYTES: usize = 32;
@@ -48,6 +51,7 @@ pub struct Control {
     phase: Phase,
     input: Vec<u8>,
     output: Vec<u8>,
+    intake: Intake,
 }
 
 impl Control {
@@ -68,6 +72,7 @@ impl Control {
             phase: Phase::Waiting,
             input: Vec::new(),
             output: Vec::new(),
+            intake: Intake::new(Instant::now()),
         }
     }
 
@@ -123,6 +128,7 @@ impl Control {
             phase,
             input,
             output,
+            intake,
             ..
         } = self
         else {
@@ -144,6 +150,17 @@ impl Control {
             {
                 return Ok(message);
             }
+            if let Some(pause) = intake.pause(Instant::now()) {
+                // What the host has to say does not wait for that.
+                tokio::select! {
+                    () = tokio::time::sleep(pause) => {}
+                    ready = stream.writable(), if !output.is_empty() => {
+                        ready.map_err(ControlError::Stream)?;
+                        write_some(stream, output)?;
+                    }
+                }
+                continue;
+            }
             let writes = if output.is_empty() {
                 Interest::READABLE
             } else {
@@ -153,7 +170,13 @@ impl Control {
             if ready.is_writable() && !output.is_empty() {
                 write_some(stream, output)?;
             }
-            if ready.is_readable() && read_some(stream, input)? == Some(0) {
+            let read = if ready.is_readable() {
+                read_some(stream, input)?
+            } else {
+                None
+            };
+            intake.took(read.unwrap_or(0), Instant::now());
+            if read == Some(0) {
                 return Err(match phase {
                     Phase::Waiting => ControlError::NeverConnected,
                     Phase::Open | Phase::Lost => ControlError::Closed,

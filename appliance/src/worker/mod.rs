@@ -14,6 +14,7 @@ mod host;
 mod identity;
 pub mod image;
 mod image_filter;
+mod intake;
 mod launch;
 mod leftovers;
 mod notes;
