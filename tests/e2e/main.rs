@@ -7,6 +7,7 @@
 mod audit;
 mod auth;
 mod bad_input;
+mod bombs;
 mod calls;
 mod certificate;
 mod confinement;
@@ -42,7 +43,7 @@ mod sources;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    e2e::harness::main(&[
+    let mut tests = vec![
         audit::TESTS,
         doctor::TESTS,
         bad_input::TESTS,
@@ -73,5 +74,7 @@ fn main() -> ExitCode {
         restart::TESTS,
         drain::TESTS,
         service::TESTS,
-    ])
+    ];
+    tests.extend(bombs::TESTS);
+    e2e::harness::main(&tests)
 }

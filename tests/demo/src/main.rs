@@ -10,7 +10,11 @@
 //! - `DEMO_HEALTHY_AFTER_MS`: `/healthz` answers 503 for so many milliseconds.
 //! - `DEMO_HEALTH_PORT`: answer on this port, too.
 //! - `EXIT_AT_START`: print three lines to stderr and exit with this status, like a broken image.
+//!
+//! # Arguments
+//! With arguments it is no server but a tenant that takes what it can get, see `bomb.rs`.
 
+mod bomb;
 mod echo;
 mod files;
 mod health;
@@ -25,6 +29,7 @@ mod stamp;
 mod streams;
 mod system;
 mod vdso;
+mod vsock;
 mod websocket;
 
 use std::env;
@@ -45,6 +50,13 @@ const DEFAULT_DATA_DIR: &str = "/data";
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
+    let arguments: Vec<String> = env::args().skip(1).collect();
+    if !arguments.is_empty() {
+        return bomb::run(&arguments).unwrap_or_else(|| {
+            eprintln!("demo: no such command: {}", arguments.join(" "));
+            ExitCode::FAILURE
+        });
+    }
     match run().await {
         Ok(code) => code,
         Err(message) => {
