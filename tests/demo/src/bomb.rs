@@ -42,7 +42,6 @@ pub fn run(arguments: &[String]) -> Option<ExitCode> {
         ["bomb", "vsock"] => vsock(),
         ["bomb", "disk", path] => disk(Path::new(path)),
         ["reserve", path] => reserve(Path::new(path)),
-        ["store", path] => store(Path::new(path)),
         _ => return None,
     };
     Some(match done {
@@ -163,13 +162,6 @@ fn reserve(folder: &Path) -> io::Result<()> {
     fs::remove_file(&path)?;
     println!("{reserved} {}", why.raw_os_error());
     Ok(())
-}
-
-/// Writes a file until it is on the disk, or says why it is not.
-fn store(path: &Path) -> io::Result<()> {
-    let mut file = File::create(path)?;
-    file.write_all(&vec![0xa5; CHUNK_BYTES])?;
-    file.sync_all()
 }
 
 #[cfg(test)]
