@@ -7,7 +7,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use wire::exec::{self, ExecEnd, ExecRequest, FromCommand, Inbox, ToCommand, WindowSize};
 use wire::frame::{self, FrameError};
-use wire::{ContainerSpec, Exit, GuestMessage, HostMessage, Identity, Stream};
+use wire::{ContainerSpec, Ending, Exit, GuestMessage, HostMessage, Identity, Stream};
 
 /// Of a run without `CABANA_FUZZ_SECONDS`.
 const INPUTS: u64 = 20_000;
@@ -137,9 +137,10 @@ fn fuzz_messages_of_the_guest() {
             stream: Stream::Stderr,
             line: "a line".into(),
         },
-        GuestMessage::Exited {
+        GuestMessage::Exited(Ending {
             exit: Exit::Signal(9),
-        },
+            out_of_memory: true,
+        }),
         GuestMessage::Failed {
             message: "why".into(),
         },
