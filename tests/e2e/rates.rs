@@ -1,9 +1,17 @@
 //! Sessions that may do so much in a second: what takes as long as the limit says, and what of a pool changes when its limits do.
 
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
-use e2e::{Session, TestAppliance};
+use e2e::appliance::CONFIG;
+use e2e::harness::skipped;
+use e2e::{Session, TestAppliance, artifacts};
 use hyper::Method;
+use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
+
+use crate::bombs::Leaf;
 
 e2e::tests! {
     Shared: [
@@ -11,7 +19,7 @@ e2e::tests! {
         session_with_a_stream_limit_takes_as_long_as_it_says_and_another_one_does_not,
         limit_that_is_lifted_is_lifted_for_new_sessions_and_makes_no_other_golden,
     ];
-    Own: [];
+    Own: [disk_limit_is_the_kernels_too_where_sessions_disks_are_on_one];
 }
 
 const MIB: usize = 1 << 20;
@@ -139,4 +147,72 @@ fn limit_that_is_lifted_is_lifted_for_new_sessions_and_makes_no_other_golden(hos
     // Who is there lives on as he was.
     assert!(time(|| download(&old, BYTES)) >= least);
     assert_eq!(goldens(), before);
+}
+
+/// A file system on a disk, for the appliance's state: memory that the kernel treats as a disk. Until it is dropped.
+struct RamDisk(PathBuf);
+
+impl RamDisk {
+    const DEVICE: &str = "/dev/ram0";
+    /// Its numbers (Documentation/admin-guide/devices.txt).
+    const NUMBERS: &str = "1:0";
+    /// Room for an image and a golden, which is mostly holes. In KiB.
+    const SIZE: &str = "rd_size=524288";
+
+    fn mount(root: &Path) -> Self {
+        let state = root.join("var/lib/cabana");
+        fs::create_dir_all(&state).unwrap();
+        command("insmod", &["/lab/brd.ko", "rd_nr=1", Self::SIZE]);
+        command("mke2fs", &[Self::DEVICE]);
+        mount(Self::DEVICE, &state, "ext4", MountFlags::empty(), None).unwrap();
+        Self(state)
+    }
+}
+
+impl Drop for RamDisk {
+    fn drop(&mut self) {
+        let _ = unmount(&self.0, UnmountFlags::empty());
+        let _ = Command::new("rmmod").arg("brd").status();
+    }
+}
+
+fn command(program: &str, arguments: &[&str]) {
+    let output = Command::new(program).args(arguments).output();
+    let output = output.unwrap_or_else(|error| panic!("{program}: {error}"));
+    assert!(output.status.success(), "{program}: {output:?}");
+}
+
+fn disk_limit_is_the_kernels_too_where_sessions_disks_are_on_one() {
+    if !artifacts::kvm_is_required() {
+        skipped("only a machine that is made for tests gets file systems");
+        return;
+    }
+    let mut disk = None;
+    let mut host = TestAppliance::start_by(CONFIG, |_, root| disk = Some(RamDisk::mount(root)));
+    let limited = host
+        .pool("limited")
+        .with(&["--disk-throughput", "1Mi"])
+        .create();
+    limited.session("user-1").get("/");
+    let expected = format!(
+        "{} rbps=1048576 wbps=1048576 riops=max wiops=max\n",
+        RamDisk::NUMBERS
+    );
+    let leaf = Leaf::of(&limited, "user-1");
+    assert_eq!(leaf.read("io.max"), expected);
+    let free = host.pool("free").create();
+    free.session("user-1").get("/");
+    assert_eq!(Leaf::of(&free, "user-1").read("io.max"), "");
+    // Whoever takes the worker over says it again.
+    fs::write(
+        leaf.file("io.max"),
+        format!("{} wbps=max rbps=max", RamDisk::NUMBERS),
+    )
+    .unwrap();
+    host.detach();
+    host.restart();
+    assert_eq!(leaf.read("io.max"), expected);
+    host.end_in_order();
+    // Before the folder goes that it is mounted on.
+    drop(disk);
 }

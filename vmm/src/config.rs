@@ -45,6 +45,18 @@ pub struct RateLimits {
     pub stream_bytes_per_second: Option<NonZeroU64>,
 }
 
+impl RateLimits {
+    pub const NONE: Self = Self {
+        disk_bytes_per_second: None,
+        disk_iops: None,
+        stream_bytes_per_second: None,
+    };
+
+    pub fn is_none(&self) -> bool {
+        *self == Self::NONE
+    }
+}
+
 /// Everything [`crate::Vm::start`] needs.
 #[derive(Debug)]
 pub struct VmConfig {

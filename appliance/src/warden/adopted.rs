@@ -5,7 +5,7 @@
 
 use uuid::Uuid;
 
-use super::cgroup::Leaf;
+use super::cgroup::{Cgroups, Leaf};
 use super::children::{Children, Running};
 use super::protocol::Refused;
 use super::records::Subject;
@@ -25,8 +25,9 @@ impl Children {
                 continue;
             };
             let leaf = Leaf::of(id, process.id());
+            let disk = self.terms.cgroups.as_ref().and_then(Cgroups::disk);
             if let Some(leaf) = &leaf
-                && let Err(error) = leaf.restore(&spec, cpu_limited)
+                && let Err(error) = leaf.restore(&spec, cpu_limited, disk)
             {
                 tracing::warn!(worker = %id, "{}", crate::exit::chain(&error));
             }

@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{Mode, OFlags};
 use uuid::Uuid;
 
+use super::io_max::Disk;
 use crate::worker::spec::WorkerSpec;
 use ::worker::limits::OTHER_THREADS;
 
@@ -31,6 +32,8 @@ const OWN_WEIGHT: &str = "10000";
 /// The controllers that the children of a cgroup have.
 const PASSED_ON: &str = "cgroup.subtree_control";
 const CONTROLLERS: [&str; 3] = ["cpu", "memory", "pids"];
+/// Missing, it is missed by pools that limit their disks only, and workers keep to those limits by themselves.
+const IO: &str = "io";
 /// The period of `cpu.max`, the kernel's default.
 const PERIOD_US: u32 = 100_000;
 /// What a worker may take over its guest's memory: device queues, the kernel's page tables for the
@@ -67,6 +70,8 @@ pub enum CgroupError {
 #[derive(Debug)]
 pub struct Cgroups {
     base: PathBuf,
+    /// Under sessions' disks.
+    disk: Option<Disk>,
 }
 
 /// The cgroup of one worker.
@@ -76,36 +81,44 @@ pub struct Leaf {
 }
 
 impl Cgroups {
-    pub fn prepare() -> Result<Self, CgroupError> {
+    /// `disks` is where sessions' disks are.
+    pub fn prepare(disks: &Path) -> Result<Self, CgroupError> {
         if !rustix::process::geteuid().is_root() {
             return Err(CgroupError::NotRoot);
         }
         if !is_version_2() {
             return Err(CgroupError::NotVersion2);
         }
-        let (groups, own) = match own_service() {
+        let (base, own) = match own_service() {
             Some(Service { base, given_leaf }) => {
                 let own = base.join(if given_leaf { GIVEN_LEAF } else { OWN_LEAF });
                 if !given_leaf {
                     make(&own)?;
                     write(&own.join("cgroup.procs"), &std::process::id().to_string())?;
                 }
-                (Self { base }, Some(own))
+                (base, Some(own))
             }
             None => {
                 enable(Path::new(MOUNT))?;
                 let base = shared_base();
                 make(&base)?;
                 // We are not among the workers there: one of many, and they are one together.
-                (Self { base }, None)
+                (base, None)
             }
         };
-        enable(&groups.base)?;
+        enable(&base)?;
         if let Some(own) = own {
             set(&own, "cpu.weight", OWN_WEIGHT)?;
         }
-        remove_leaves(&groups.base);
-        Ok(groups)
+        remove_leaves(&base);
+        let disk = Disk::under(disks);
+        tracing::debug!(?disk, "Sessions' disks");
+        Ok(Self { base, disk })
+    }
+
+    /// What `io.max` of a leaf can limit.
+    pub fn disk(&self) -> Option<&Disk> {
+        self.disk.as_ref()
     }
 
     /// A new leaf for a worker without a guest.
@@ -193,8 +206,14 @@ impl Leaf {
     }
 
     /// Sets every limit again: what enforces them may have been switched off meanwhile, and they were lost then.
-    pub fn restore(&self, spec: &WorkerSpec, cpu_limited: bool) -> Result<(), CgroupError> {
+    pub fn restore(
+        &self,
+        spec: &WorkerSpec,
+        cpu_limited: bool,
+        disk: Option<&Disk>,
+    ) -> Result<(), CgroupError> {
         self.set_memory(spec.mem_mib)?;
+        self.limit_disk(spec, disk)?;
         self.set_vcpus(spec.vcpus)?;
         if cpu_limited {
             self.limit_cpu(spec)?;
@@ -213,8 +232,9 @@ impl Leaf {
     }
 
     /// Makes room for a guest. The CPU is limited to whole vCPUs until [`Leaf::limit_cpu`].
-    pub fn shape(&self, spec: &WorkerSpec) -> Result<(), CgroupError> {
+    pub fn shape(&self, spec: &WorkerSpec, disk: Option<&Disk>) -> Result<(), CgroupError> {
         self.set_memory(spec.mem_mib)?;
+        self.limit_disk(spec, disk)?;
         if spec.vcpus == SPARE_VCPUS {
             return Ok(());
         }
@@ -224,6 +244,13 @@ impl Leaf {
     /// From now on the worker gets its share and no more.
     pub fn limit_cpu(&self, spec: &WorkerSpec) -> Result<(), CgroupError> {
         self.set("cpu.max", &cpu_max(spec.cpu_millis))
+    }
+
+    fn limit_disk(&self, spec: &WorkerSpec, disk: Option<&Disk>) -> Result<(), CgroupError> {
+        match disk.and_then(|disk| disk.limited_to(&spec.limits)) {
+            Some(line) => self.set("io.max", &line),
+            None => Ok(()),
+        }
     }
 
     fn set_memory(&self, guest_mib: u32) -> Result<(), CgroupError> {
@@ -362,6 +389,9 @@ fn enable(folder: &Path) -> Result<(), CgroupError> {
             );
         }
     }
+    if has.split_whitespace().any(|name| name == IO) {
+        write(&folder.join(PASSED_ON), &format!("+{IO}"))?;
+    }
     Ok(())
 }
 
@@ -469,9 +499,10 @@ mod tests {
             vcpus,
             cpu_millis: 250,
             mem_mib,
+            limits: crate::worker::spec::RateLimits::NONE,
         };
         let spare = FILES.map(|file| fs::read_to_string(leaf.path.join(file)).unwrap());
-        leaf.shape(&spec).unwrap();
+        leaf.shape(&spec, None).unwrap();
         let shaped = FILES.map(|file| fs::read_to_string(leaf.path.join(file)).unwrap());
         [spare, shaped].concat()
     }
@@ -501,13 +532,14 @@ mod tests {
             vcpus: 4,
             cpu_millis: 250,
             mem_mib: 512,
+            limits: crate::worker::spec::RateLimits::NONE,
         };
         let read = || FILES.map(|file| fs::read_to_string(leaf.path.join(file)).unwrap());
         let restored = |limited| {
             for file in FILES {
                 fs::write(leaf.path.join(file), "").unwrap();
             }
-            leaf.restore(&spec, limited).unwrap();
+            leaf.restore(&spec, limited, None).unwrap();
             read()
         };
         let memory = ((512 + OVERHEAD_MIB) << 20).to_string();

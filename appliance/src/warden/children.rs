@@ -84,7 +84,7 @@ pub struct Terms {
 #[derive(Debug)]
 pub struct Children {
     pub(super) running: HashMap<Uuid, Running>,
-    terms: Terms,
+    pub(super) terms: Terms,
     pub(super) watch: Watch,
     pub(super) uids: HashSet<u32>,
     /// All below are in use.
@@ -149,7 +149,8 @@ impl Children {
             return Err(Refused::ShapedAlready.into());
         }
         if let Some(leaf) = &worker.leaf {
-            leaf.shape(&spec).map_err(StartError::Confine)?;
+            let disk = self.terms.cgroups.as_ref().and_then(Cgroups::disk);
+            leaf.shape(&spec, disk).map_err(StartError::Confine)?;
         }
         if let Some(entry) = &mut worker.entry {
             entry.shaped(&spec).map_err(StartError::Record)?;
@@ -537,6 +538,7 @@ pub(super) mod tests {
         vcpus: 1,
         cpu_millis: 250,
         mem_mib: 128,
+        limits: crate::worker::spec::RateLimits::NONE,
     };
 
     /// Waits until the kernel says that the child has ended, and reaps it.

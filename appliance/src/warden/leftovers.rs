@@ -89,6 +89,7 @@ mod tests {
             vcpus: 1,
             cpu_millis: 250,
             mem_mib: 128,
+            limits: crate::worker::spec::RateLimits::NONE,
         };
         entry.shaped(&spec).unwrap();
         assert_eq!(end_leftovers(&paths).unwrap(), 1);

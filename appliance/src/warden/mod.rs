@@ -22,6 +22,7 @@ mod children;
 pub mod client;
 mod confinement;
 mod folders;
+mod io_max;
 mod leftovers;
 pub mod program;
 mod proof;

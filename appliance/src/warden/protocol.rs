@@ -263,6 +263,7 @@ mod tests {
         vcpus: 1,
         cpu_millis: 250,
         mem_mib: 128,
+        limits: crate::worker::spec::RateLimits::NONE,
     };
 
     fn message(text: &str) -> Message {

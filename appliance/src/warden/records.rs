@@ -231,6 +231,7 @@ mod tests {
         vcpus: 32,
         cpu_millis: 32_000,
         mem_mib: u32::MAX,
+        limits: crate::worker::spec::RateLimits::NONE,
     };
 
     fn records() -> (tempfile::TempDir, Records) {

@@ -366,6 +366,7 @@ mod tests {
         vcpus: 1,
         cpu_millis: 250,
         mem_mib: 128,
+        limits: crate::worker::spec::RateLimits::NONE,
     };
 
     /// A warden whose appliance is `cat`, for which the test speaks. Workers are `yes`.

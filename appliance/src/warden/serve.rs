@@ -107,7 +107,7 @@ pub fn serve(config: Checked, task: Task) -> Result<Exit, ServeError> {
         .map(|address| listen(address, left.appliance))
         .collect::<Result<_, _>>()?;
     let signals = Signals::catch().map_err(ServeError::Signals)?;
-    let cgroups = match Cgroups::prepare() {
+    let cgroups = match Cgroups::prepare(&config.paths.disks) {
         Ok(groups) => Some(groups),
         Err(error) => {
             tracing::warn!("Workers run without cgroup limits: {}", chain(&error));

@@ -73,6 +73,7 @@ mod tests {
         vcpus: 1,
         cpu_millis: 250,
         mem_mib: 128,
+        limits: crate::worker::spec::RateLimits::NONE,
     };
 
     /// A process that runs until its input ends, which is when this is dropped.

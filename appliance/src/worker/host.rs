@@ -23,7 +23,7 @@ use super::orders::{FirstPages, Order, OrderError, Orders};
 use super::progress::{Progress, Script};
 use super::shell::{RunFolder, Shell, ShellMaker, private_folder};
 use super::spares::Spares;
-use super::spec::{RateLimits, WorkerSpec};
+use super::spec::WorkerSpec;
 use super::steps::Steps;
 use super::supervisor::{Start, Supervisor};
 use super::turns::{Turn, Turns};
@@ -193,12 +193,9 @@ impl WorkerHost {
         };
         let script = Script::new(&request.purpose, &request.source);
         let LaunchRequest {
-            source,
-            limits,
-            purpose,
-            ..
+            source, purpose, ..
         } = request;
-        if let Err(error) = self.order(&shell, spec, limits, source, &mut steps).await {
+        if let Err(error) = self.order(&shell, spec, source, &mut steps).await {
             let end = shell.end().await;
             return Err(match error {
                 // Its report says more.
@@ -223,13 +220,12 @@ impl WorkerHost {
         &self,
         shell: &Shell,
         spec: WorkerSpec,
-        limits: RateLimits,
         source: Source,
         steps: &mut Steps,
     ) -> Result<(), LaunchError> {
         let shaped = self.warden.shape(shell.id, spec.clone());
         // Side by side: the warden sets the limits while the descriptors are made ready.
-        let prepare = async { self.prepare(&shell.disk, spec, limits, source) };
+        let prepare = async { self.prepare(&shell.disk, spec, source) };
         let (shaped, prepared) = tokio::join!(shaped, prepare);
         let (order, fds) = prepared?;
         // The guest must not run before its limits hold.
@@ -244,7 +240,6 @@ impl WorkerHost {
         &self,
         disk: &File,
         spec: WorkerSpec,
-        limits: RateLimits,
         source: Source,
     ) -> Result<(Order, Vec<OwnedFd>), LaunchError> {
         let copy = |file: &File| file.try_clone().map_err(LaunchError::Descriptor);
@@ -260,7 +255,7 @@ impl WorkerHost {
                     root_image,
                     copy(disk)?,
                 ];
-                Ok((Order::Boot { spec, limits }, files.map(Into::into).into()))
+                Ok((Order::Boot { spec }, files.map(Into::into).into()))
             }
             Source::Fork {
                 snapshot,
@@ -284,12 +279,7 @@ impl WorkerHost {
                     }
                     WorkingSet::Wanted => FirstPages::Recorded,
                 };
-                let order = Order::Restore {
-                    spec,
-                    limits,
-                    first_pages,
-                };
-                Ok((order, fds))
+                Ok((Order::Restore { spec, first_pages }, fds))
             }
         }
     }

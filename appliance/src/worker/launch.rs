@@ -165,6 +165,7 @@ impl LaunchRequest {
             vcpus: self.vcpus,
             cpu_millis: self.cpu_millis,
             mem_mib: self.mem_mib,
+            limits: self.limits,
         }
     }
 }

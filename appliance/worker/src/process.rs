@@ -33,7 +33,7 @@ use worker::limits::Limits;
 use worker::orders::server::{Desk, Heard};
 use worker::orders::{self, Answer, Order, files};
 use worker::setup::first_message;
-use worker::spec::{MAX_REPORT_BYTES, RateLimits, WorkerFd, WorkerReport, WorkerSetup, WorkerSpec};
+use worker::spec::{MAX_REPORT_BYTES, WorkerFd, WorkerReport, WorkerSetup, WorkerSpec};
 use worker::{channel, landlock, privileges, telemetry};
 
 /// How long the vCPUs may take to stop once nobody is there to be told.
@@ -109,12 +109,7 @@ impl Blank {
         Ok((blank, orders))
     }
 
-    fn boot(
-        self,
-        spec: &WorkerSpec,
-        limits: RateLimits,
-        files: [File; 4],
-    ) -> Result<(Vm, Steps), String> {
+    fn boot(self, spec: &WorkerSpec, files: [File; 4]) -> Result<(Vm, Steps), String> {
         let [kernel, initramfs, root, scratch] = files;
         let (vm, steps) = Vm::start(VmConfig {
             machine: self.machine,
@@ -127,7 +122,7 @@ impl Blank {
             blocks: vec![root_disk(root), writable_disk(scratch, None)],
             vsock: self.vsock,
             console: self.console,
-            limits,
+            limits: spec.limits,
         })
         .map_err(|error| chain(&error))?;
         Ok((vm, steps.0))
@@ -136,7 +131,6 @@ impl Blank {
     fn restore(
         self,
         spec: &WorkerSpec,
-        limits: RateLimits,
         files: [File; 5],
         first_pages: FirstPages,
     ) -> Result<(Vm, Steps), String> {
@@ -151,7 +145,7 @@ impl Blank {
             vcpus: spec.vcpus,
             mem_mib: spec.mem_mib,
             first_pages,
-            limits,
+            limits: spec.limits,
         })
         .map_err(|error| chain(&error))?;
         Ok((vm, steps.0))
@@ -243,12 +237,8 @@ fn is_trial(order: &Order) -> bool {
 fn start(blank: Blank, order: Order, mut fds: Vec<OwnedFd>) -> Result<(Vm, Steps), String> {
     let bad = |error| chain(&error);
     match order {
-        Order::Boot { spec, limits } => blank.boot(&spec, limits, files(fds).map_err(bad)?),
-        Order::Restore {
-            spec,
-            limits,
-            first_pages,
-        } => {
+        Order::Boot { spec } => blank.boot(&spec, files(fds).map_err(bad)?),
+        Order::Restore { spec, first_pages } => {
             let first_pages = match (first_pages, fds.len()) {
                 (orders::FirstPages::AsNeeded, _) => FirstPages::AsNeeded,
                 (orders::FirstPages::Recorded, _) => FirstPages::Recorded,
@@ -257,7 +247,7 @@ fn start(blank: Blank, order: Order, mut fds: Vec<OwnedFd>) -> Result<(Vm, Steps
                     FirstPages::Prefetched(file)
                 }
             };
-            blank.restore(&spec, limits, files(fds).map_err(bad)?, first_pages)
+            blank.restore(&spec, files(fds).map_err(bad)?, first_pages)
         }
         Order::Pause | Order::Resume | Order::Save | Order::SaveWorkingSet => {
             Err("There is no guest".to_owned())

@@ -12,6 +12,9 @@ pub struct WorkerSpec {
     /// Thousandths of a host CPU, for `cpu.max`.
     pub cpu_millis: u32,
     pub mem_mib: u32,
+    /// Held by the worker's devices; those of its disks by the kernel, too, where it can.
+    #[serde(default, skip_serializing_if = "RateLimits::is_none")]
+    pub limits: RateLimits,
 }
 
 impl WorkerSpec {
@@ -102,6 +105,7 @@ mod tests {
             vcpus: 2,
             cpu_millis: 1500,
             mem_mib: 512,
+            limits: RateLimits::NONE,
         };
         assert_eq!(good.objection(), None);
         let bad = [

@@ -112,18 +112,22 @@ impl<'a> Neighbour<'a> {
 }
 
 /// What the host counts of a session's worker.
-struct Leaf(PathBuf);
+pub struct Leaf(PathBuf);
 
 impl Leaf {
-    fn of(pool: &Pool, identifier: &str) -> Self {
+    pub fn of(pool: &Pool, identifier: &str) -> Self {
         let look = pool.look(identifier);
         let look = look.unwrap_or_else(|| panic!("{identifier} has no session"));
         let worker = look["worker"].as_str().expect("a session has a worker");
         Self(PathBuf::from("/sys/fs/cgroup/cabana").join(worker.replace('-', "")))
     }
 
-    fn read(&self, file: &str) -> String {
-        let path = self.0.join(file);
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.0.join(name)
+    }
+
+    pub fn read(&self, file: &str) -> String {
+        let path = self.file(file);
         fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
     }
 

@@ -12,14 +12,9 @@ async fn life_of_a_worker_is_told_in_order_and_nothing_is_left_at_its_end() {
         let mut worker = warden.spawn();
         let spec = warden.shape(&worker);
         assert_eq!((spec.vcpus, spec.cpu_millis, spec.mem_mib), (1, 250, 128));
+        assert_eq!(spec.limits, LIMITS);
         let (order, fds) = worker.carry_out();
-        assert_eq!(
-            order,
-            Order::Boot {
-                spec,
-                limits: LIMITS
-            }
-        );
+        assert_eq!(order, Order::Boot { spec });
         let scratch = std::fs::File::from(fds.into_iter().next_back().unwrap());
         assert_eq!(scratch.metadata().unwrap().len(), DISK_BYTES);
         let mut guest = worker.control();

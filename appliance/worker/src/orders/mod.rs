@@ -22,7 +22,7 @@ use rustix::fs::{FileType, OFlags};
 use serde::{Deserialize, Serialize};
 
 use crate::channel::MAX_MESSAGE_BYTES;
-use crate::spec::{RateLimits, WorkerSpec};
+use crate::spec::WorkerSpec;
 
 /// An answer's text is cut to this.
 const MAX_TEXT_BYTES: usize = 2 << 10;
@@ -41,13 +41,10 @@ pub enum Order {
     /// Run a guest from its kernel's first instruction. This or [`Order::Restore`] comes first, and once.
     Boot {
         spec: WorkerSpec,
-        limits: RateLimits,
     },
     /// Run a guest from a snapshot.
     Restore {
         spec: WorkerSpec,
-        /// No part of the snapshot: each fork has those that its pool has by then.
-        limits: RateLimits,
         first_pages: FirstPages,
     },
     Pause,

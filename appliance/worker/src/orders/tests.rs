@@ -6,11 +6,13 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::channel;
+use crate::spec::RateLimits;
 
 const SPEC: WorkerSpec = WorkerSpec {
     vcpus: 1,
     cpu_millis: 250,
     mem_mib: 128,
+    limits: LIMITS,
 };
 
 const LIMITS: RateLimits = RateLimits {
@@ -21,10 +23,7 @@ const LIMITS: RateLimits = RateLimits {
 
 fn all() -> [Order; 8] {
     [
-        Order::Boot {
-            spec: SPEC,
-            limits: LIMITS,
-        },
+        Order::Boot { spec: SPEC },
         restore(FirstPages::AsNeeded),
         restore(FirstPages::Prefetched),
         restore(FirstPages::Recorded),
@@ -37,8 +36,10 @@ fn all() -> [Order; 8] {
 
 fn restore(first_pages: FirstPages) -> Order {
     Order::Restore {
-        spec: SPEC,
-        limits: RateLimits::default(),
+        spec: WorkerSpec {
+            limits: RateLimits::NONE,
+            ..SPEC
+        },
         first_pages,
     }
 }

@@ -14,7 +14,8 @@ use crate::workspace::Workspace;
 
 /// The package family; the newest member is taken.
 const FAMILY: &str = r"^linux-image-6\.12\..*-cloud-amd64$";
-/// In loading order: the network card and KVM. Their home in the package is below `/lib/modules/<version>/kernel`.
+/// In loading order: the network card and KVM; and disks of memory, for the tests that load them. Their home in the package is below
+/// `/lib/modules/<version>/kernel`.
 const MODULES: &[&str] = &[
     "net/core/failover",
     "drivers/net/net_failover",
@@ -22,6 +23,7 @@ const MODULES: &[&str] = &[
     "virt/lib/irqbypass",
     "arch/x86/kvm/kvm",
     "arch/x86/kvm/kvm-amd",
+    "drivers/block/brd",
 ];
 /// Which package was taken last, so that a warm cache needs no package lists.
 const CHOICE: &str = "lab-host.package";
