@@ -129,6 +129,8 @@ fn rule_of_every_class_is_used_by_what_workers_do_or_says_why_not() {
     let pool = host
         .pool("recorded")
         .with(&["--cpu", "1.5", "--memory", "0.5Gi"])
+        // What comes has to wait.
+        .with(&["--stream-throughput", "1Mi"])
         .create();
     let session = pool.session("first");
     let written = session.call(Method::PUT, "/files/block", vec![7; 3 << 20]);

@@ -24,7 +24,7 @@ e2e::tests! {
 /// For the next step of a pull, or until the appliance is back, on an emulated processor.
 const LIMIT: Duration = Duration::from_secs(60);
 /// Between two looks.
-const PAUSE: Duration = Duration::from_millis(5);
+const PAUSE: Duration = Duration::from_millis(1);
 /// Enough to make it another image; an image worker is busy with the demo alone for a second.
 const LAYER_BYTES: usize = 1 << 20;
 
@@ -109,21 +109,22 @@ fn staged(host: &TestAppliance) -> Option<u64> {
     entries.find_map(|entry| Some(fs::metadata(entry.path().join("root.squashfs")).ok()?.len()))
 }
 
-fn image_worker() -> Option<Process> {
-    let mut processes = process::all().into_iter();
+/// The warden starts them. They may be there for some ten milliseconds only, and a look at all processes takes as long.
+fn image_worker(host: &TestAppliance) -> Option<Process> {
+    let mut processes = process::children(host.pid()).into_iter();
     processes.find(|process| process.role == "image-worker")
 }
 
 /// A step of an import, and who is at work then, if it has come so far.
 type Step = (&'static str, fn(&TestAppliance) -> Option<Process>);
 
-const LOOKS: Step = ("looks into the archive", |_| image_worker());
+const LOOKS: Step = ("looks into the archive", image_worker);
 const BEGINS: Step = ("begins to build", |host| {
-    staged(host).and_then(|_| image_worker())
+    staged(host).and_then(|_| image_worker(host))
 });
 const WRITES: Step = ("writes", |host| {
     staged(host).filter(|length| *length > WRITTEN)?;
-    image_worker()
+    image_worker(host)
 });
 /// Some steps are over before everybody has seen them.
 const TRIES: usize = 10;
@@ -226,7 +227,7 @@ fn pull_whose_appliance_is_killed_ends_its_image_worker_and_succeeds_afterwards(
     let pull = ["image", "pull", &image];
     let worker = thread::scope(|scope| {
         let pulling = scope.spawn(|| host.cli().run(&pull));
-        let worker = wait_for("build", || staged(&host).and_then(|_| image_worker()));
+        let worker = wait_for("build", || staged(&host).and_then(|_| image_worker(&host)));
         host.appliance().kill();
         let ran = pulling.join().expect("the command ends");
         assert_ne!(ran.code, Some(0), "{ran:#?}");

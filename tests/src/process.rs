@@ -145,6 +145,14 @@ pub fn all() -> Vec<Process> {
     ids().filter_map(Process::look).collect()
 }
 
+/// The children of one process's first thread: a look at few instead of at all.
+pub fn children(of: u32) -> Vec<Process> {
+    let children = fs::read_to_string(format!("/proc/{of}/task/{of}/children"));
+    let children = children.unwrap_or_default();
+    let ids = children.split_whitespace().filter_map(|id| id.parse().ok());
+    ids.filter_map(Process::look).collect()
+}
+
 /// The process of a worker, which has a cgroup of its own with this id.
 pub fn of_worker(id: &str) -> Option<Process> {
     let leaf = format!("/sys/fs/cgroup/cabana/{}", id.replace('-', ""));

@@ -180,7 +180,12 @@ fn made() -> MutexGuard<'static, Made> {
 }
 
 fn line_of(process: &Process) -> String {
-    format!("process {} cabana {}", process.pid, process.role)
+    // A spare that gets a guest is another thing from then on.
+    let role = match process.role.as_str() {
+        "worker" if !process.has_guest() => "spare",
+        role => role,
+    };
+    format!("process {} cabana {role}", process.pid)
 }
 
 /// Visits everything below a folder, links not followed. What vanishes meanwhile is not there.

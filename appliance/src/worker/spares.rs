@@ -24,7 +24,7 @@ use crate::warden::protocol::Ending;
 const QUEUE: usize = 64;
 const FIRST_DELAY: Duration = Duration::from_millis(100);
 const LONGEST_DELAY: Duration = Duration::from_secs(30);
-/// Guests that come up without a pause do not keep spares from being made for longer than this.
+/// Guests that come up without a pause do not keep spares from being made for longer than this, once there are few left.
 const LONGEST_WAIT: Duration = Duration::from_millis(250);
 /// A spare that has lived so long did not die of what it is made of.
 const HEALTHY_AFTER: Duration = Duration::from_secs(10);
@@ -107,7 +107,8 @@ impl Keeper {
             self.refill();
             let retry_at = self.retry_at;
             let too_long = self.wanted_since + LONGEST_WAIT;
-            let waits = self.may_make() && too_long > Instant::now();
+            let waits = self.may_make();
+            let runs_short = waits && self.runs_short() && too_long > Instant::now();
             tokio::select! {
                 // Whoever waits comes first.
                 biased;
@@ -118,7 +119,7 @@ impl Keeper {
                 _ = ending.wait_for(Option::is_some) => break,
                 () = poll_fn(|context| self.poll(context)) => {}
                 () = turns.one_ended(), if waits => {}
-                () = sleep_until(too_long), if waits => {}
+                () = sleep_until(too_long), if runs_short => {}
                 () = sleep_until(retry_at.unwrap_or_else(Instant::now)), if retry_at.is_some() => {
                     self.retry_at = None;
                 }
@@ -140,9 +141,15 @@ impl Keeper {
         self.making.is_none() && self.retry_at.is_none() && self.idle.len() < self.count
     }
 
+    /// Whether those who come up at once could take all that are left.
+    fn runs_short(&self) -> bool {
+        self.idle.len() <= self.turns.total()
+    }
+
     fn refill(&mut self) {
         self.complete.send_replace(self.idle.len() >= self.count);
-        let their_turn = self.turns.all_free() || self.wanted_since.elapsed() >= LONGEST_WAIT;
+        let waited = self.wanted_since.elapsed() >= LONGEST_WAIT;
+        let their_turn = self.turns.all_free() || (self.runs_short() && waited);
         if self.may_make() && their_turn {
             let maker = self.maker.clone();
             // On a task of its own: nobody who asks for a spare waits for the warden.

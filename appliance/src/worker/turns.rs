@@ -78,6 +78,11 @@ impl Turns {
         }
     }
 
+    /// How many may come up at once.
+    pub fn total(&self) -> usize {
+        self.inner.total
+    }
+
     /// Nobody comes up at the moment.
     pub fn all_free(&self) -> bool {
         self.state().free == self.inner.total
